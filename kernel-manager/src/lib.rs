@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
-//! Starts, restarts and ends the kernels of all providers, records all their messages in their logs, and attaches
-//! clients that reconnect without losing output.
+//! [`Manager`] starts kernels and finds running ones, [`Kernel`] runs code and attaches clients, and [`Executions`]
+//! reads what was executed. [`fold`] computes the outputs that a notebook shows.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod fold;

@@ -1,5 +1,5 @@
-//! A simulated kernel: real recorder, log, sessions and attachments, without process and sockets. It has no tasks and
-//! no threads; its log comes from [`Logs::stepped`](kernel_log::Logs::stepped).
+//! A simulated kernel: the real recorder, log, sessions and attachments, without a process and sockets. It has no tasks
+//! and no threads; its log comes from [`Logs::stepped`](kernel_log::Logs::stepped).
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -30,7 +30,7 @@ impl fmt::Debug for SimulatedKernel {
 }
 
 impl SimulatedKernel {
-    /// Attaches to the kernel of this log, as a newly started process does. `requests` receives the messages that are
+    /// Attaches to the kernel of this log, as a newly started gateway does. `requests` receives the messages that are
     /// sent to the kernel.
     ///
     /// # Errors
@@ -85,7 +85,8 @@ impl SimulatedKernel {
         self.kernel.recorder().recover().await
     }
 
-    /// Restarts the kernel; its unfinished requests end.
+    /// Restarts the kernel, which ends its unfinished executions. `requests` receives the messages that are sent to the
+    /// new process.
     pub async fn restart(&self, requests: &mpsc::Sender<(Channel, WireMessage)>) {
         let recorder = self.kernel.recorder();
         recorder.lifecycle(&Lifecycle::Restarting);

@@ -1,4 +1,4 @@
-//! Running code, following it again later, and closing a manager whose kernels are still held.
+//! Running code, following its execution again later, and closing a manager while handles of its kernels still exist.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::future::Future;
@@ -20,11 +20,13 @@ use kernel_provider::ExitCause;
 use kernel_provider::fake::{FakeProvider, FakeSpec};
 use tokio::sync::Notify;
 
-/// Far longer than anything here takes.
+/// Far longer than any step of these tests takes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, what).await.expect("within the deadline")
+    tokio::time::timeout(DEADLINE, what)
+        .await
+        .expect("not done within the deadline")
 }
 
 /// Prints the code; `raise` fails, and `hang` prints and never ends.
@@ -130,7 +132,7 @@ async fn run_returns_the_output_from_before_the_kernels_death() {
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 
-/// Prints `begun`, and once it is released, a megabyte of lines.
+/// Prints `begun` and, once the notification arrives, a megabyte of lines.
 struct Flood(Arc<Notify>);
 
 const LINES: usize = 1_000;
@@ -151,7 +153,7 @@ impl ServedKernel for Flood {
     }
 }
 
-/// A provider of kernels that flood, and the signal that releases them.
+/// A provider of [`Flood`] kernels, and their notification.
 fn flooding() -> (FakeProvider, Arc<Notify>) {
     let release = Arc::new(Notify::new());
     let provider = FakeProvider::new();
@@ -164,8 +166,8 @@ fn flooding() -> (FakeProvider, Arc<Notify>) {
 
 #[tokio::test]
 async fn run_continues_after_entries_that_the_log_has_dropped() {
-    // First, the reply is in the log when the gap is read. Second, the reply is missing too. Third, the index record is
-    // missing as well.
+    // In the first case, the reply is in the log when the gap is read. In the second, the reply is missing, too. In the
+    // third, the index record is missing as well.
     for (later_runs, trims, expected) in [
         (0, false, ExecutionStatus::Ok),
         (1, false, ExecutionStatus::Ok),
@@ -189,7 +191,7 @@ async fn run_continues_after_entries_that_the_log_has_dropped() {
         let id = loop {
             assert!(poll!(&mut run).is_pending());
             let page = executions.list(&ExecutionFilter::default(), None, 1).await.unwrap();
-            // The run sends its request only when it is polled after the request was stored.
+            // The run must be polled repeatedly, because it sends its request only after the request is stored.
             if let Some(execution) = page.executions.first()
                 && execution.status == ExecutionStatus::Running
             {
@@ -197,7 +199,7 @@ async fn run_continues_after_entries_that_the_log_has_dropped() {
             }
             tokio::task::yield_now().await;
         };
-        // From here on the run is not polled, so its reader falls behind.
+        // From here on, the run is not polled, so its reader falls behind.
         release.notify_one();
         let last = soon(async {
             loop {
@@ -254,8 +256,8 @@ async fn output_that_may_be_missing_because_it_was_not_recorded_is_a_loss() {
         "{loss}"
     );
     release.notify_one();
-    // The execution continues and ends. Messages are lost until the new subscription is active, maybe including the
-    // end.
+    // The execution continues and ends. Messages are lost until the new subscription is active, perhaps including those
+    // of the end.
     let rest: Vec<_> = soon(execution.collect()).await;
     let is_expected = |next: &Result<Message, ExecutionError>| matches!(next, Ok(_) | Err(ExecutionError::Lost));
     assert!(rest.iter().all(is_expected), "{rest:?}");
@@ -396,7 +398,7 @@ async fn options_of_an_execution_reach_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closing_releases_the_store_although_kernels_and_logs_are_held() {
+async fn closing_releases_the_store_while_handles_of_kernels_and_logs_exist() {
     let folder = tempfile::tempdir().unwrap();
     let logs = folder.path().join("logs");
     let manager = Manager::builder().provider(provider()).on_disk(&logs);

@@ -139,7 +139,7 @@ fn a_fold_equals_jupyterlabs_outputs_of_the_same_messages() {
 }
 
 /// A client that received some of the messages receives the fold of all messages up to a position, then the rest. This
-/// test also writes a file of these replays, with which `fold_corpus/generate.py --replays` checks that JupyterLab
+/// test also writes these replays to a file, with which `fold_corpus/generate.py --replays` checks that JupyterLab
 /// shows the same outputs.
 #[test]
 fn a_client_shows_the_same_outputs_after_a_replayed_fold() {
@@ -306,7 +306,8 @@ proptest! {
         if !fold.truncated() {
             prop_assert_eq!(outputs(&fold), outputs(&unlimited));
         }
-        // JupyterLab does not show text of a nameless stream after an output that is not a stream, such as the marker.
+        // JupyterLab does not show text of a stream with an empty name after an output that is not a stream, such as
+        // the marker for left-out outputs.
         let nameless = messages.iter().any(|((_, _, content), _)| content.starts_with(br#"{"name":"","#));
         if !(fold.truncated() && nameless) {
             let mut again = Fold::default();
@@ -392,7 +393,7 @@ fn an_output_beyond_the_limit_is_replaced_by_a_notice() {
 }
 
 #[test]
-fn endless_lines_and_countless_outputs_are_bounded() {
+fn very_long_lines_and_very_many_outputs_are_bounded() {
     let mut fold = Fold::new(FoldLimits::max_bytes(50_000));
     let (_, piece) = stream("stdout", &"ä".repeat(500));
     let (_, back) = stream("stdout", "\rx");
@@ -441,7 +442,7 @@ fn a_fold_has_the_execution_count_and_the_open_input_request() {
 }
 
 #[test]
-fn without_pages_removes_a_replys_pages() {
+fn without_pager_removes_the_pages_of_a_reply() {
     let reply = br#"{"status":"ok","execution_count":1,"payload":[{"source":"page","data":{}},{"source":"x"}]}"#;
     let without = without_pager(&Bytes::from_static(reply));
     assert_eq!(

@@ -1,4 +1,5 @@
-//! A kernel that floods its sockets with invalid input affects neither other kernels nor the process's log.
+//! A kernel that floods its sockets with invalid input stops no other kernel and does not flood the process's log.
+//! Oversized messages are skipped.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod rewired;
@@ -231,7 +232,7 @@ async fn an_endless_message_stops_no_other_kernel() {
     check_flood(Channel::Iopub, b"\x01\x01x".repeat(1_000)).await;
 }
 
-/// Executes code until it is notified.
+/// A kernel whose code prints `before`, waits for the notification, and prints `after`.
 struct WaitingKernel(Arc<Notify>);
 
 #[async_trait]

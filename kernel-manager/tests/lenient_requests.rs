@@ -1,4 +1,4 @@
-//! Requests with incomplete or repeated headers run, and their executions are found.
+//! Requests with incomplete headers run, and their executions are found. A reused id runs again only with other code.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::future::Future;

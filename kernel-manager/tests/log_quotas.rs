@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), what)
         .await
-        .expect("the deadline passed")
+        .expect("not done within the deadline")
 }
 
 fn manager(provider: &FakeProvider, store: Arc<dyn LogStore>, options: LogOptions) -> Manager {
@@ -102,7 +102,7 @@ async fn logs_of_ended_kernels_are_dropped_and_those_of_running_ones_trimmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_kernel_keeps_its_log_across_a_restart_beyond_the_quota() {
+async fn a_running_kernel_keeps_its_log_across_a_manager_restart_despite_the_quota() {
     let folder = tempfile::tempdir().unwrap();
     let provider = FakeProvider::new();
     let open = || Arc::new(DiskStore::open(folder.path()).unwrap());

@@ -1,5 +1,5 @@
-//! The setup request that keeps ipykernel from dropping output: which kernels receive it, when, and that clients do not
-//! see it.
+//! The setup request that keeps ipykernel from dropping output: which kernels receive it and when, and that clients do
+//! not see it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::future::Future;
@@ -119,7 +119,7 @@ fn setup() -> (String, bool) {
 }
 
 #[tokio::test]
-async fn ipykernel_gets_the_setup_request_before_any_client_request_and_invisibly() {
+async fn ipykernel_gets_the_setup_request_before_any_client_request_and_clients_do_not_see_it() {
     let fixture = Fixture::new("ipython", &serde_json::json!({}), false);
     let kernel = fixture.start().await;
     run(&kernel, "1").await;

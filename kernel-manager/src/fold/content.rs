@@ -18,23 +18,23 @@ pub(super) fn text(content: &[u8]) -> Cow<'_, str> {
     simdutf8::basic::from_utf8(content).map_or_else(|_| String::from_utf8_lossy(content), Cow::Borrowed)
 }
 
-/// The same JSON without `NaN` and `Infinity`, which Python's encoder writes.
+/// Replaces `NaN` and `Infinity`, which Python's encoder writes, with `null`.
 pub(super) fn finite(content: &str) -> Cow<'_, str> {
     static NAN: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("NaN"));
     static INFINITY: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("Infinity"));
 
-    // Searching for them is much faster than parsing strings.
+    // Searching for these names first is much faster than scanning every message for strings.
     if NAN.find(content.as_bytes()).is_none() && INFINITY.find(content.as_bytes()).is_none() {
         return Cow::Borrowed(content);
     }
     jupyter_protocol::json::finite(content)
 }
 
-/// Whether the header's type is `stream`, as that of most messages. The caller parses only the other headers, which
-/// halves the time of folding.
+/// Whether the header's type is `stream`, as for most messages. The caller parses only the other headers, which halves
+/// the time of folding.
 ///
-/// `true` is certain, `false` is not. Quotes inside strings are escaped, so a match before the first nested object is
-/// the header's own field.
+/// `true` is certain, but `false` is not. Quotes inside strings are escaped, so a match before the first nested object
+/// is the header's own field.
 pub(super) fn is_stream(header: &[u8]) -> bool {
     static MSG_TYPE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(r#""msg_type":"#));
 
@@ -109,7 +109,7 @@ pub(super) enum Written<'a> {
     Units(Vec<u16>),
 }
 
-/// `stream`. Decoded text is stored in `buffer` if it has escapes.
+/// `stream`: the name and the text. If the text has escapes, it is decoded into `buffer`.
 pub(super) fn stream<'a>(content: &'a str, buffer: &'a mut String) -> Option<(Cow<'a, str>, Written<'a>)> {
     #[derive(Deserialize)]
     struct Content<'a> {
@@ -132,7 +132,7 @@ pub(super) fn stream<'a>(content: &'a str, buffer: &'a mut String) -> Option<(Co
     Some((Cow::Owned(name.0), Written::Units(text.units())))
 }
 
-/// The decoded string; `None` if it is not a string or contains a lone surrogate. The input is valid JSON.
+/// Decodes a JSON string; `None` if the JSON is not a string or contains a lone surrogate. The input is valid JSON.
 fn unescaped<'a>(json: &'a str, buffer: &'a mut String) -> Option<&'a str> {
     let mut rest = json.strip_prefix('"')?.strip_suffix('"')?;
     let Some(mut at) = memchr(b'\\', rest.as_bytes()) else {
@@ -149,7 +149,7 @@ fn unescaped<'a>(json: &'a str, buffer: &'a mut String) -> Option<&'a str> {
             b'b' => ('\u{8}', 1),
             b'f' => ('\u{c}', 1),
             b'u' => escaped_character(&rest[1..])?,
-            // These stand for themselves.
+            // Escaped characters that stand for themselves.
             b'"' => ('"', 1),
             b'/' => ('/', 1),
             b'\\' => ('\\', 1),
@@ -229,7 +229,7 @@ pub(super) fn empty() -> Arc<RawValue> {
 /// `display_data`, `update_display_data` or `execute_result`.
 pub(super) struct Display<'a> {
     pub(super) bundle: Bundle,
-    /// Whether data and metadata are present, which updates do not require.
+    /// Whether both data and metadata are present. Updates do not require them.
     pub(super) whole: bool,
     pub(super) display_id: Option<Cow<'a, str>>,
     /// The counter of a result; `None` if it is missing or not a number, so that JupyterLab refuses the result.
@@ -239,7 +239,7 @@ pub(super) struct Display<'a> {
 /// A number; `None` if it cannot be a counter.
 pub(super) struct Count(pub(super) Option<u64>);
 
-/// A field that is present, possibly null.
+/// Deserializes a field so that null counts as present.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(deserializer).map(Some)
 }
@@ -369,7 +369,7 @@ pub(super) fn input_reply(content: &str) -> Option<String> {
     Some(content.value.0)
 }
 
-/// The content without the pages in its payload; `None` if it has none.
+/// The content without the pages in its payload; `None` if the payload has none.
 pub(super) fn without_pager(content: &str) -> Option<Vec<u8>> {
     use serde_json::Value;
 
@@ -399,7 +399,7 @@ pub(super) fn json_string(units: &[u16]) -> Option<Box<RawValue>> {
     RawValue::from_string(json).ok()
 }
 
-/// The text between the quotes.
+/// The text as JSON writes it between quotes.
 fn escaped(text: &str) -> Option<String> {
     let quoted = serde_json::to_string(text).ok()?;
     quoted.get(1..quoted.len() - 1).map(str::to_owned)

@@ -25,7 +25,7 @@ impl Bundle {
     }
 }
 
-/// Almost always one of two names, which need no allocation.
+/// The name of a stream: almost always one of two names, which need no allocation.
 pub(super) type StreamName = Cow<'static, str>;
 
 fn stream_name(name: &str) -> StreamName {
@@ -56,9 +56,11 @@ pub(super) enum Item {
     },
 }
 
+/// The content of all displays with one `display_id`.
 #[derive(Debug)]
 struct Shown {
     bundle: Bundle,
+    /// The number of these displays.
     times: usize,
 }
 
@@ -79,8 +81,9 @@ pub(super) struct List {
     head: Vec<Item>,
     omitted: Option<Omitted>,
     tail: VecDeque<Item>,
+    /// The displays that have an id, by `display_id`.
     shown: HashMap<Arc<str>, Shown>,
-    /// The stream that further text is joined to; empty if none.
+    /// The name of the stream that further text is joined to; empty if there is none.
     joining: String,
 }
 
@@ -130,7 +133,7 @@ impl List {
                     self.size = self.size - before + after;
                     return self.keep_in_bounds();
                 }
-                // Happens only for an empty name, which makes JupyterLab fail and show nothing.
+                // Happens only for an empty name, for which JupyterLab fails and shows nothing.
                 Some(_) => return,
                 None => {}
             }
@@ -215,10 +218,10 @@ impl List {
                     let before = text.size();
                     let cut = text.cut_front(excess);
                     self.size -= before - text.size();
-                    self.count(cut, 0);
+                    self.count_omitted(cut, 0);
                     continue;
                 }
-                // Kept although empty, because later text may be joined to it.
+                // Keep the stream although it is empty, because later text may be joined to it.
                 Some(Item::Stream { .. }) if last => self.head.pop(),
                 _ => self.tail.pop_front().or_else(|| self.head.pop()),
             };
@@ -254,7 +257,7 @@ impl List {
     fn forget(&mut self, item: Item) {
         let cost = self.cost(&item);
         self.size -= cost;
-        self.count(cost - OVERHEAD, 1);
+        self.count_omitted(cost - OVERHEAD, 1);
         if let Item::Named(id) = item
             && let Some(shown) = self.shown.get_mut(&id)
         {
@@ -265,7 +268,7 @@ impl List {
         }
     }
 
-    fn count(&mut self, bytes: usize, outputs: u64) {
+    fn count_omitted(&mut self, bytes: usize, outputs: u64) {
         let omitted = self.omitted.get_or_insert_default();
         omitted.bytes += bytes as u64;
         omitted.outputs += outputs;

@@ -119,12 +119,12 @@ impl Fold {
     pub fn apply(&mut self, channel: Channel, message: &WireMessage) {
         let text = content::text(message.content());
         if channel == Channel::Iopub && content::is_stream(message.header()) {
-            return self.written(&text);
+            return self.on_stream(&text);
         }
         let Ok(header) = message.header_ref() else { return };
         let text = content::finite(&text);
         match (channel, &*header.msg_type) {
-            (Channel::Iopub, "stream") => self.written(&text),
+            (Channel::Iopub, "stream") => self.on_stream(&text),
             (Channel::Iopub, "display_data") => self.display(&text),
             (Channel::Iopub, "update_display_data") => {
                 self.update(&text);
@@ -149,9 +149,9 @@ impl Fold {
                 Some(false) => self.list.clear(),
                 None => {}
             },
-            (Channel::Iopub, "execute_input") => self.count(&text),
+            (Channel::Iopub, "execute_input") => self.set_execution_count(&text),
             (Channel::Shell, "execute_reply") => {
-                self.count(&text);
+                self.set_execution_count(&text);
                 if let Some(page) = content::page(&text) {
                     self.clear_if_pending();
                     self.list.display(None, page);
@@ -172,8 +172,8 @@ impl Fold {
     /// Adds a text on stderr in place of messages that are missing between two outputs. Does nothing and returns false
     /// before the first output and directly after another such text.
     pub(crate) fn note_missing(&mut self, text: &str) -> bool {
-        let place = Some(self.list.size());
-        if self.list.size() == 0 || self.noted_missing == place {
+        let size = self.list.size();
+        if size == 0 || self.noted_missing == Some(size) {
             return false;
         }
         self.list.stop_joining();
@@ -224,7 +224,7 @@ impl Fold {
         self.input_request.as_ref()
     }
 
-    /// Whether the next output replaces the current ones (`clear_output` with `wait`).
+    /// Whether a `clear_output` with `wait` is pending, so that the next output replaces the current ones.
     #[must_use]
     pub fn clear_pending(&self) -> bool {
         self.clear_pending
@@ -242,7 +242,7 @@ impl Fold {
         self.list.omitted().map_or(0, |omitted| omitted.bytes)
     }
 
-    fn written(&mut self, text: &str) {
+    fn on_stream(&mut self, text: &str) {
         let mut buffer = std::mem::take(&mut self.buffer);
         if let Some((name, written)) = content::stream(text, &mut buffer) {
             self.stream(&name, &written);
@@ -294,7 +294,7 @@ impl Fold {
         }
     }
 
-    fn count(&mut self, text: &str) {
+    fn set_execution_count(&mut self, text: &str) {
         self.execution_count = content::execution_count(text).or(self.execution_count);
     }
 
@@ -338,8 +338,8 @@ impl Fold {
     }
 }
 
-/// Whether this `input_reply` can answer this `input_request`: if its parent is the `input_request` or the execution's
-/// request, or if it has no valid parent.
+/// Whether this `input_reply` can answer this `input_request`: its parent is the `input_request` or the execution's
+/// request, or it has no valid parent.
 pub(crate) fn answers(reply: &WireMessage, request: &WireMessage) -> bool {
     let Ok(parent) = reply.parent_ref() else { return true };
     let is = |header: Result<HeaderRef<'_>, _>| header.is_ok_and(|header| header.msg_id == parent.msg_id);

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 pub enum Output {
     /// Text of a standard stream.
     Stream {
-        /// `stdout` or `stderr`; `stdin` for a question with its answer, as in JupyterLab.
+        /// The stream's name, usually `stdout` or `stderr`; `stdin` for a question with its answer, as in JupyterLab.
         name: String,
         /// The displayed text, without `\r` and `\b`.
         text: String,

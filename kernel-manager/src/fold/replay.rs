@@ -7,8 +7,8 @@ use super::list::{Bundle, Item};
 use super::terminal::StreamText;
 use super::{Fold, content};
 
-/// Longest text of a `stream` message, in bytes, or in UTF-16 units for the last line. Even if every character is
-/// escaped, proxies accept the message's size.
+/// Longest text of a `stream` message, in bytes, or in UTF-16 units for the last line. Proxies accept messages of this
+/// size even if every character is escaped.
 const PIECE: usize = 1 << 20;
 
 /// Message types and contents.
@@ -104,8 +104,8 @@ impl Fold {
                     display(bundle, Some(id), messages);
                 }
             }
-            // Without its display_id, because results are never updated, and the displays that this result updated
-            // are already sent with their new content.
+            // The result is sent without its display_id: results are never updated, and the displays that this result
+            // updated are sent with their new content.
             Item::Result {
                 execution_count,
                 bundle,
@@ -158,8 +158,8 @@ fn add(messages: &mut Messages, msg_type: &'static str, content: &impl Serialize
     }
 }
 
-/// The content of an `execute_reply` without its pager output, to send after [`Fold::messages`]: JupyterLab would show
-/// the first page a second time.
+/// The content of an `execute_reply` without its pager output, to send after [`Fold::messages`]. With the pager output,
+/// JupyterLab would show the first page a second time.
 #[must_use]
 pub fn without_pager(content: &Bytes) -> Bytes {
     content::without_pager(&content::text(content)).map_or_else(|| content.clone(), Bytes::from)

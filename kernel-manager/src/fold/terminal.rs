@@ -1,16 +1,16 @@
 //! Stream text with the effects of `\r`, `\b` and `\n` in JupyterLab's output area.
 //!
 //! Only the last line can change. While the cursor is at its end, the line is the tail of one `String` to which text is
-//! appended. After a `\r` or `\b`, the line is stored separately until it ends, and split at the cursor. So the cost of
-//! a control character depends only on the text since the previous one.
+//! appended. After a `\r` or `\b`, the line is stored separately until it ends, and split at the cursor. So control
+//! characters cost, amortized, no more than the text between them.
 //!
 //! JupyterLab counts UTF-16 units: an emoji is two units wide, and one of them can be overwritten. So the separate line
-//! becomes UTF-16 once it is overwritten in part. It stays text if it is always overwritten completely, as by most
-//! progress bars.
+//! becomes UTF-16 once it is overwritten in part or has a `\b`. It stays text if it is always overwritten completely,
+//! as by most progress bars.
 
 use memchr::{memchr, memchr2, memchr3, memrchr};
 
-/// How far a cut may move to reach the end of a line.
+/// How many bytes a cut may move to reach the end of a line.
 const NEAR: usize = 4 << 10;
 
 const NEWLINE: u16 = b'\n' as u16;
@@ -21,14 +21,13 @@ const BACKSPACE: u16 = 8;
 #[derive(Clone, Debug, Default)]
 pub(super) struct StreamText {
     text: String,
-    /// The last line, if the cursor has moved in it. `text` then ends with `\n`
-    /// or is empty.
+    /// The last line, if the cursor has moved in it. `text` then ends with `\n` or is empty.
     line: Option<Line>,
 }
 
 #[derive(Clone, Debug)]
 enum Line {
-    /// With the cursor at its end, or at its beginning after `\r`.
+    /// Text with the cursor at its end, or at its beginning after `\r`.
     Text {
         text: String,
         units: usize,
@@ -51,9 +50,9 @@ impl Line {
         Self::Text { text, units, home }
     }
 
-    /// Overwrites text right of the cursor.
+    /// Writes at the cursor and overwrites the text right of it.
     fn write(&mut self, written: &str) {
-        // There is no text between two control characters, so the line stays text.
+        // Empty text, as between two control characters, must not turn the line into units.
         if written.is_empty() {
             return;
         }
@@ -91,7 +90,7 @@ impl Line {
         }
     }
 
-    /// JupyterLab also removes the unit under the cursor.
+    /// Removes the unit left of the cursor and, as JupyterLab does, the one right of it.
     fn backspace(&mut self) {
         self.in_units(|Units { left, right }| {
             if left.pop().is_some() {
@@ -156,7 +155,7 @@ impl Line {
         }
     }
 
-    /// Removes about `bytes` of memory from the beginning; returns the removed length in bytes of text.
+    /// Removes about `bytes` of memory from the beginning. Returns about how many bytes of text that was.
     fn cut_front(&mut self, bytes: usize) -> usize {
         match self {
             Self::Text { text, units, .. } => {
@@ -192,7 +191,7 @@ fn units_in(text: &str) -> usize {
     if text.is_ascii() {
         return text.len();
     }
-    // Four bytes in UTF-8 are two units.
+    // A character of four bytes in UTF-8 is two units.
     text.chars().count() + text.bytes().filter(|&byte| byte >= 0xf0).count()
 }
 
@@ -244,7 +243,8 @@ impl StreamText {
         }
     }
 
-    /// Appends text up to the first `\r` or `\b` and returns the rest, for which the last line is stored separately.
+    /// Appends text up to the first `\r` or `\b` and returns the rest. Stores the last line separately if the rest
+    /// moves the cursor.
     fn append<'a>(&mut self, text: &'a str) -> &'a str {
         let Some(at) = memchr2(b'\r', 8, text.as_bytes()) else {
             self.text.push_str(text);
@@ -290,7 +290,7 @@ impl StreamText {
         self.text.push('\n');
     }
 
-    /// Removes about `bytes` from the beginning, up to a line end if one is near; returns how many.
+    /// Removes about `bytes` from the beginning, up to a line end if one is near. Returns how many bytes were removed.
     pub(super) fn cut_front(&mut self, bytes: usize) -> usize {
         if bytes < self.text.len() {
             let at = self.text.ceil_char_boundary(bytes);
@@ -304,7 +304,7 @@ impl StreamText {
         if let Some(line) = &mut self.line {
             cut += line.cut_front(bytes - cut);
         }
-        // A `String` keeps its capacity.
+        // `clear` keeps the capacity.
         self.text.shrink_to_fit();
         cut
     }
@@ -392,7 +392,7 @@ mod tests {
                 text.write(piece);
                 let expected = as_jupyterlab_does(&pieces[..=number]);
                 prop_assert_eq!(text.shown(), &*expected);
-                // A text that is recreated from its parts has its cursor at the same place.
+                // A text that is recreated from its parts has the cursor at the same place.
                 let mut recreated = StreamText::default();
                 recreated.write(text.done());
                 recreated.write_units(&text.last_line());

@@ -29,6 +29,7 @@ pub struct Attachment {
     in_doubt: VecDeque<InDoubt>,
     acknowledged: Seq,
     reader: Reader,
+    /// The number of the session's newest attachment.
     current: watch::Receiver<u64>,
 }
 
@@ -40,10 +41,10 @@ impl fmt::Debug for Attachment {
     }
 }
 
-/// An execution to replay.
+/// An execution to replay, because the client may have received only a part of it.
 enum InDoubt {
     Known(Box<ExecutionRecord>),
-    /// Its record is no longer in memory; the log's index may have it.
+    /// The execution's record is no longer in memory; the log's index may have it.
     InLog(Arc<str>),
 }
 
@@ -62,7 +63,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Detaches when the last part of an attachment is dropped.
+/// Detaches the client when its [`Attachment`] and all clones of its [`Client`] are dropped.
 struct SessionLease {
     kernel: Arc<Kernel>,
     session: Arc<str>,
@@ -73,10 +74,10 @@ struct SessionLease {
     gap_end: AtomicU64,
 }
 
-/// Entries that the client received in a replay, before the reader reached them.
+/// Entries that the client received in replays, before the reader reached them.
 #[derive(Default)]
 struct AllReplayedEntries {
-    /// The last such entry of all executions.
+    /// The last of these entries, over all executions.
     until: AtomicU64,
     by_execution: Mutex<Vec<ReplayedEntries>>,
 }
@@ -122,8 +123,8 @@ impl Attachment {
         let session: Arc<str> = session.into();
         let joined = kernel.sessions().join(&session, head, joining);
         let acknowledged = joined.position.map_or(head, |position| position.acknowledged);
-        // A session that is new here but has made requests was forgotten, for example by a process that was killed
-        // before it stored the position. What the client received is unknown.
+        // A session without a position but with requests was forgotten, for example by a gateway that was killed before
+        // it stored the position. What the client received is unknown.
         let sure = joined.position.map_or(Seq::START, |position| position.sure);
         let in_doubt = kernel.recorder().active_after(&session, sure);
         for execution in &in_doubt {
@@ -174,7 +175,7 @@ impl Attachment {
                 InDoubt::Known(execution) => break *execution,
                 InDoubt::InLog(msg_id) => match self.client.kernel().executions().get(&msg_id).await {
                     Ok(Some(execution)) => break execution,
-                    // Retention has removed it.
+                    // Retention has removed the execution.
                     Ok(None) => {}
                     Err(error) => return Some(Err(error.into())),
                 },
@@ -253,7 +254,7 @@ impl Attachment {
         messages
     }
 
-    /// The part that sends and acknowledges.
+    /// The cloneable part, which sends and acknowledges.
     #[must_use]
     pub fn client(&self) -> Client {
         self.client.clone()
@@ -269,7 +270,7 @@ impl Attachment {
         self.reader.next().await
     }
 
-    /// The next entries that are already in memory.
+    /// Returns the next entries if they are in memory. If not, [`next`](Self::next) may read them from the store.
     ///
     /// # Errors
     /// [`ReadError::Gap`] as for [`next`](Self::next).
@@ -277,7 +278,8 @@ impl Attachment {
         self.reader.recent()
     }
 
-    /// Waits until another connection attaches the same session and replaces this one.
+    /// Waits until another connection attaches the same session. That connection replaces this one, unless this one is
+    /// [shared](Kernel::attach_shared).
     pub fn superseded(&self) -> impl Future<Output = ()> + Send + use<> {
         let mine = self.client.lease.attachment;
         let mut current = self.current.clone();
@@ -297,7 +299,7 @@ const PARENT: usize = 2;
 /// jupyter_server does not forward these, and many clients read `parent_header["msg_id"]` of every message.
 fn is_of_start(entry: &Entry) -> bool {
     let message = entry.v1();
-    // Nearly every message has a parent, and this check does not decode the message.
+    // Nearly every message has a parent, so check that first, without decoding the message.
     let has_parent = V1Message::parse(&message).is_ok_and(|message| message.part(PARENT).len() > b"{}".len());
     if has_parent || entry.channel() != Channel::Iopub {
         return false;
@@ -372,12 +374,13 @@ impl Client {
         sessions.mark_active(&self.lease.session, self.lease.attachment);
     }
 
-    /// Detaches the client even if clones of this remain, for example in messages that the kernel has not read yet.
+    /// Detaches the client even if clones of it remain, for example in a task that waits to send the client's messages.
     pub fn leave(&self) {
         self.lease.leave();
     }
 
-    /// Records that the client has everything up to `seq`. A reconnect resumes there.
+    /// Records that the client has everything up to `seq`, so that a reconnect resumes there. Has no effect for a
+    /// client that tracks its own position.
     pub fn acknowledge(&self, seq: Seq) {
         self.lease
             .kernel
@@ -396,9 +399,10 @@ impl Client {
         recorder.gap_messages(self.session(), missing, has_notice)
     }
 
-    /// Whether a plain Jupyter client receives this entry: iopub messages, replies to its own requests, replies of
-    /// executions that it [follows](Attachment::follow), and life-cycle events that have a message in the Jupyter
-    /// protocol. Entries that were [replayed](Attachment::replay) already are left out.
+    /// Whether a plain Jupyter client receives this entry. It receives iopub messages, the replies and questions of its
+    /// own requests and of executions that it [follows](Attachment::follow), life-cycle events that have a message in
+    /// the Jupyter protocol, and notices that another session has answered a question. It does not receive entries that
+    /// were already [replayed](Attachment::replay), or the kernel's messages about its start.
     #[must_use]
     pub fn delivers(&self, entry: &Entry) -> bool {
         match entry.origin() {
@@ -416,7 +420,7 @@ impl Client {
         }
     }
 
-    /// Whether this client has received the question that another session answered according to this entry.
+    /// Whether the entry reports that another session has answered a question which this client received, too.
     fn has_question(&self, entry: &Entry, message: &WireMessage) -> bool {
         entry.session() != self.session()
             && (self.lease.followed.has(message) || self.lease.kernel.recorder().concerns(message, self.session()))

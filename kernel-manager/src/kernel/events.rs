@@ -20,19 +20,19 @@ pub struct KernelEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelEventKind {
-    /// Launched, and answered.
+    /// The kernel was launched and has answered.
     Started,
-    /// Found running, and attached.
+    /// The manager found the kernel running and attached to it.
     Attached,
-    /// Ended by itself, and is being restarted.
+    /// The kernel ended by itself and is being restarted.
     RestartingByItself(ExitCause),
-    /// Restarted, on request or automatically, and answered.
+    /// The kernel was restarted, on request or automatically, and has answered.
     Restarted,
-    /// Dead, and not restarted.
+    /// The kernel is dead and is not restarted automatically.
     Dead(ExitCause),
-    /// Culled because it was idle.
+    /// The kernel was culled because it was idle.
     Culled,
-    /// Shut down on request.
+    /// The kernel was shut down on request.
     ShutDown,
 }
 

@@ -23,20 +23,20 @@ use crate::session::{ExecutionRecord, SendError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExecutionError {
-    /// The kernel died or was restarted. Output up to then is in its log.
+    /// The kernel died or was restarted. The output up to then is in the kernel's log.
     #[error("the kernel ended before the execution was done{}", because(reason.as_deref()))]
     KernelEnded {
         /// The known cause.
         reason: Option<String>,
     },
-    /// The log does not contain the end of the execution: it was never recorded, for example because the recording
+    /// The log does not contain the end of the execution: the end was never recorded, for example because the recording
     /// process restarted, or it has been removed from the log.
-    #[error("it is not known how the execution ended: its end is not in the log")]
+    #[error("the result of the execution is unknown, because its end is not in the log")]
     Lost,
-    /// Messages of the execution may be missing here. Reading can go on.
+    /// Messages of the execution may be missing here. Reading can continue.
     #[error("messages of the execution may be missing: {0}")]
     Loss(Lifecycle),
-    /// A part of the log is missing or unreadable. Reading can go on.
+    /// A part of the log is missing or unreadable. Reading can continue.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The request could not be sent.
@@ -68,10 +68,10 @@ pub enum FollowError {
 /// The messages are read from the kernel's log and returned in log order.
 ///
 /// The stream ends once it has returned both the reply and the `idle` status, or an error that ends the execution.
-/// After [`ExecutionError::Loss`] and [`ExecutionError::Read`] it goes on.
+/// After [`ExecutionError::Loss`] and [`ExecutionError::Read`], it continues.
 ///
-/// Dropping it stops following. The code keeps running, and its output goes to the log, unless the options
-/// [interrupt](ExecuteOptions::with_interrupt_on_drop) it.
+/// Dropping the stream does not stop the code, whose output continues to go to the log. With
+/// [`with_interrupt_on_drop`](ExecuteOptions::with_interrupt_on_drop), dropping the stream interrupts the kernel.
 ///
 /// ```
 /// use futures::StreamExt as _;
@@ -95,8 +95,8 @@ pub struct Execution {
     position: Seq,
     /// Whether the request has been read. Life-cycle entries before it concern earlier executions.
     has_request: bool,
-    /// How the execution ended. Set if the execution had ended when following began, or if, after a gap, its record is
-    /// missing or says that it died or was lost.
+    /// How the execution ended. Set if the execution had already ended when following began, or if, after a gap, its
+    /// record is missing or says that it died or was lost.
     past: Option<Past>,
     /// Reads the execution's record from the index after a gap that may contain its end.
     lookup: Option<BoxFuture<'static, Result<Option<ExecutionRecord>, StoreError>>>,
@@ -185,7 +185,7 @@ impl Execution {
     ///
     /// # Errors
     /// [`ExecutionError`]. After [`KernelEnded`](ExecutionError::KernelEnded) and [`Lost`](ExecutionError::Lost)
-    /// nothing follows; after the others reading goes on.
+    /// nothing follows; after the others, reading continues.
     pub async fn next(&mut self) -> Option<Result<Message, ExecutionError>> {
         StreamExt::next(self).await
     }
@@ -193,7 +193,7 @@ impl Execution {
     /// Answers the kernel's `input_request`.
     ///
     /// # Errors
-    /// [`SendError`] if the kernel is dead.
+    /// [`SendError`] if the kernel is dead or the answer cannot be sent.
     pub async fn answer(&mut self, value: impl Into<String>) -> Result<(), SendError> {
         let reply = Message::new(InputReply::new(value), self.client.session());
         self.client.send(Channel::Stdin, reply.to_wire()).await
@@ -382,7 +382,7 @@ impl Drop for Execution {
             warn!(kernel_id = %kernel.id(), "the execution was dropped outside of a runtime, so its kernel is not interrupted");
             return;
         };
-        // The deadline of an interrupt bounds this task.
+        // An interrupt has a deadline, so this task ends.
         runtime.spawn(async move {
             if let Err(error) = kernel.interrupt().await {
                 warn!(kernel_id = %kernel.id(), %error, "the kernel of a dropped execution cannot be interrupted");

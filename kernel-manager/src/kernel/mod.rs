@@ -51,9 +51,10 @@ pub struct Kernel {
     process_lock_waiters: watch::Sender<usize>,
     /// Whether a shutdown is under way, so that the kernel's end is expected.
     ending: AtomicBool,
-    /// The entry that announces the kernel's death; 0 while it is not dead.
+    /// The number of the entry that announces the kernel's death, or of one shortly before it; 0 while the kernel is
+    /// not dead.
     died_at: AtomicU64,
-    /// Whether a supervisor watches it. Changed only while `process_lock` is held.
+    /// Whether a supervisor watches the kernel. Changed only while `process_lock` is held.
     watched: AtomicBool,
     /// Budget of bytes for messages that wait to be sent.
     room: Arc<Semaphore>,
@@ -108,43 +109,43 @@ impl Kernel {
         }
     }
 
-    /// Its id.
+    /// The kernel's id.
     #[must_use]
     pub fn id(&self) -> KernelId {
         self.record.id
     }
 
-    /// The name of its kernelspec, as in [`Manager::specs`](crate::Manager::specs).
+    /// The name of the kernelspec, as in [`Manager::specs`](crate::Manager::specs).
     #[must_use]
     pub fn spec_name(&self) -> &str {
         &self.spec_name
     }
 
-    /// Its kernelspec, if the provider still has it.
+    /// The kernelspec, if the provider still has it.
     #[must_use]
     pub fn spec(&self) -> Option<&InstalledKernelspec> {
         self.spec.as_ref()
     }
 
-    /// Its owner.
+    /// The kernel's owner.
     #[must_use]
     pub fn owner(&self) -> Option<&str> {
         self.record.owner.as_deref()
     }
 
-    /// When it was launched.
+    /// When the kernel was launched.
     #[must_use]
     pub fn launched(&self) -> DateTime<Utc> {
         self.record.launched
     }
 
-    /// Its state: the value now and each change.
+    /// The kernel's state: the value now and each change.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<ExecutionState> {
         self.recorder.state()
     }
 
-    /// When it last sent or received a message.
+    /// When the kernel last sent or received a message, or had a life-cycle event such as its start.
     #[must_use]
     pub fn last_activity(&self) -> DateTime<Utc> {
         self.recorder.last_activity()
@@ -156,13 +157,13 @@ impl Kernel {
         self.sessions.attached()
     }
 
-    /// Its log.
+    /// The kernel's log.
     #[must_use]
     pub fn log(&self) -> &Log {
         self.recorder.log()
     }
 
-    /// Its handle at the provider.
+    /// The provider's handle of the kernel.
     #[must_use]
     pub fn handle(&self) -> &dyn KernelHandle {
         &*self.handle
@@ -204,7 +205,7 @@ impl Kernel {
         Attachment::at(self.clone(), session, after)
     }
 
-    /// Its open comms with their current state. Comms come after those that their state refers to. The first call after
+    /// The open comms with their current state. Comms come after those that their state refers to. The first call after
     /// a start of this process reads the log.
     ///
     /// # Errors
@@ -213,7 +214,7 @@ impl Kernel {
         self.recorder.comms(Seq(u64::MAX)).await
     }
 
-    /// Its executions.
+    /// The executions in the kernel's log.
     #[must_use]
     pub fn executions(&self) -> Executions {
         Executions::of(self.log().clone())
@@ -225,7 +226,8 @@ impl Kernel {
     /// missing in the log are listed in the result's [losses](RunResult::losses).
     ///
     /// # Errors
-    /// [`ExecutionError::Send`] if the kernel is dead already, [`ExecutionError::Read`] if its log cannot be read.
+    /// [`ExecutionError::Send`] if the kernel is dead already or the request cannot be sent, [`ExecutionError::Read`]
+    /// if the kernel's log cannot be read.
     pub async fn run(self: &Arc<Self>, code: impl Into<ExecuteOptions>) -> Result<RunResult, ExecutionError> {
         let options = code.into().with_stdin(false);
         RunResult::of(Execution::start(self, options).await?).await
@@ -234,17 +236,17 @@ impl Kernel {
     /// Starts code and follows it through the log. Takes code, an `ExecuteRequest`, or [`ExecuteOptions`].
     ///
     /// # Errors
-    /// [`SendError`] if the kernel is dead.
+    /// [`SendError`] if the kernel is dead or the request cannot be sent.
     pub async fn execute(self: &Arc<Self>, code: impl Into<ExecuteOptions>) -> Result<Execution, SendError> {
         Execution::start(self, code.into()).await
     }
 
-    /// Follows an execution that was requested before, by any client: after the cursor, or from its beginning. It may
-    /// have ended. The stream ends with the execution, and with the kernel.
+    /// Follows an execution that any client has requested, from the entry after the cursor, or from its beginning. The
+    /// execution may have ended already. The stream ends with the execution, or with the kernel.
     ///
     /// # Errors
-    /// [`FollowError::NoSuchExecution`] if the log does not have it, [`FollowError::OtherLog`] for a cursor of another
-    /// log, [`FollowError::Store`] if the log's index cannot be read.
+    /// [`FollowError::NoSuchExecution`] if the log does not have the execution, [`FollowError::OtherLog`] for a cursor
+    /// of another log, [`FollowError::Store`] if the log's index cannot be read.
     pub async fn follow(self: &Arc<Self>, msg_id: &str, after: Option<Cursor>) -> Result<Execution, FollowError> {
         let record = self.executions().get(msg_id).await?;
         let record = record.ok_or_else(|| FollowError::NoSuchExecution(msg_id.to_owned()))?;
@@ -252,7 +254,8 @@ impl Kernel {
     }
 
     /// Sends a message for a session, attached or not. The reply goes to that session. A repeated message, with the
-    /// same `msg_id` and the same content or code, is dropped. Waits while the kernel restarts.
+    /// same `msg_id` and the same content or code, is dropped. Waits while the kernel restarts or its connection is
+    /// lost.
     ///
     /// # Errors
     /// [`SendError`] if the kernel is dead or the message cannot be sent.

@@ -1,4 +1,4 @@
-//! A kernel's process from its first answer to its end: connecting, interrupts, restarts, recovery and shutdown.
+//! The life cycle of a kernel's process: connecting, interrupts, restarts, recovery and shutdown.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,7 +21,7 @@ use crate::session::{ExecutionState, RequestError, SendError};
 
 /// Timeout for connecting to a running kernel.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// How long to drain the iopub of a kernel that has ended.
+/// How long to drain the iopub socket of a kernel that has ended.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 /// How long to read the entries that the agent of an ended kernel has recorded. There may be many.
 const AGENT_DRAIN_DEADLINE: Duration = Duration::from_secs(60);
@@ -33,15 +33,15 @@ const CLOCK_TOLERANCE: TimeDelta = TimeDelta::seconds(5);
 
 /// Result of recovering a kernel whose process or pod ended by itself.
 pub(crate) enum Recovery {
-    /// Its supervisor restarted it.
+    /// The supervisor restarted the kernel.
     Restarted,
-    /// It was restarted on request.
+    /// The kernel was already restarted on request.
     NotNeeded,
-    /// It is dead or being shut down, so its supervisor ends.
+    /// The kernel is dead or being shut down, so its supervisor ends.
     Over,
 }
 
-/// Ends a kernel that failed to start.
+/// Ends a kernel that failed to start or to restart.
 async fn abandon(handle: &dyn KernelHandle) {
     if let Err(error) = handle.shutdown(Duration::ZERO).await {
         warn!(%error, "a kernel that failed to start cannot be ended");
@@ -71,7 +71,7 @@ impl Kernel {
             None => Some(self.connection().await?),
             Some(_) => None,
         };
-        // The guard also runs if this future is dropped. The sockets then stay connected.
+        // The guard releases clients' requests even if this future is dropped, because the sockets then stay connected.
         let _ends_setup = self.recorder.ends_setup();
         let connecting = async {
             match (&link, &info) {
@@ -81,14 +81,14 @@ impl Kernel {
             }
         };
         connecting.await.map_err(SendError::from)?;
-        // Fails at once if the kernel dies first, not at the deadline.
+        // If the kernel dies first, fail at once and not at the deadline.
         tokio::select! {
             ready = self.recorder.ready(deadline, self.waits_for_subscriber()) => ready,
             exit = self.handle.wait() => Err(unreachable(&ProviderError::Gone(exit.cause)).into()),
         }
     }
 
-    /// Whether ipykernel is set up to wait for the recorder instead of dropping output.
+    /// Whether the kernelspec allows setting up ipykernel to wait for the recorder instead of dropping output.
     fn waits_for_subscriber(&self) -> bool {
         let setting = self
             .spec
@@ -97,7 +97,7 @@ impl Kernel {
         setting != Some(&serde_json::Value::Bool(false))
     }
 
-    /// Locks `process_lock`; a connection attempt that holds it yields.
+    /// Locks `process_lock`. A connection attempt that holds the lock releases it first.
     async fn lock_process(&self) -> MutexGuard<'_, ()> {
         /// Counts a waiter until dropped.
         struct Waiter<'a>(&'a watch::Sender<usize>);
@@ -113,8 +113,8 @@ impl Kernel {
         self.process_lock.lock().await
     }
 
-    /// Connects to a kernel that was running before, unless it is already connected or was restarted or ended. Returns
-    /// whether nothing is left to do; an attempt that yielded to a restart or an end must be repeated.
+    /// Connects to a kernel that an earlier process started, unless it is already connected or was restarted or ended.
+    /// Returns whether nothing is left to do; an attempt that yielded to a restart or an end must be repeated.
     pub(crate) async fn reconnect_once(&self) -> Result<bool, SendError> {
         let _locked = self.process_lock.lock().await;
         if self.ending.load(Ordering::Acquire) || !self.recorder.is_disconnected() {
@@ -127,7 +127,8 @@ impl Kernel {
         }
     }
 
-    /// Connects to a kernel that was running before. It may be busy for long, so this does not wait for an answer.
+    /// Connects to a kernel that an earlier process started. The kernel may be busy for a long time, so this does not
+    /// wait for an answer.
     async fn reconnect(&self) -> Result<(), SendError> {
         if let Some(link) = self.handle.agent() {
             return Ok(self.recorder.reconnect_agent(&link).await?);
@@ -240,7 +241,7 @@ impl Kernel {
         let mut exit = exit;
         for left in (0..attempts_left).rev() {
             warn!(kernel_id = %self.id(), cause = %exit.cause, left, "the kernel ended by itself and is being restarted");
-            // Before the event, so that later messages wait for the new process.
+            // Disconnect before the event is logged, so that later messages wait for the new process.
             self.drain().await;
             self.recorder.disconnect().await;
             self.recorder.set_state(ExecutionState::Restarting);
@@ -277,7 +278,7 @@ impl Kernel {
         match self.handle.agent() {
             None => self.recorder.drain(DRAIN_DEADLINE).await,
             Some(link) => {
-                // The kernel may have ended before this program was connected.
+                // The kernel may have ended before this process connected to the agent.
                 if !self.recorder.is_publishing() && self.recorder.is_disconnected() {
                     let reading = self.recorder.reconnect_agent(&link);
                     if !matches!(timeout(CONNECT_DEADLINE, reading).await, Ok(Ok(()))) {
@@ -308,8 +309,9 @@ impl Kernel {
         self.publish(KernelEventKind::Dead(exit.cause));
     }
 
-    /// The entry that announces the kernel's death, while it is dead. Every client that attaches receives it, because
-    /// an earlier acknowledgement may come from a proxy.
+    /// While the kernel is dead, the number of the entry that announces its death, or of one shortly before it. Every
+    /// client that attaches receives the entries from this one on, because an earlier acknowledgement may come from a
+    /// proxy.
     pub(crate) fn died_at(&self) -> Option<Seq> {
         match self.died_at.load(Ordering::Acquire) {
             0 => None,
@@ -346,7 +348,7 @@ impl Kernel {
         self.end(ExitCause::Requested).await
     }
 
-    /// As [`shutdown`](Self::shutdown); `cause` is the reported reason.
+    /// As [`shutdown`](Self::shutdown), with `cause` as the reported reason.
     pub(crate) async fn end(&self, cause: ExitCause) -> Result<(), ProviderError> {
         let _locked = self.lock_process().await;
         if self.ending.swap(true, Ordering::AcqRel) {

@@ -22,10 +22,10 @@ impl fmt::Debug for Room {
 }
 
 impl Room {
-    /// Adds the reservation for another piece of the message.
+    /// Adds the reservation `other`, for another piece of the same message.
     ///
     /// # Panics
-    /// If the other reservation is for another kernel.
+    /// If `other` is a reservation of another kernel.
     pub fn merge(&mut self, mut other: Self) {
         match (&mut self.permit, other.permit.take()) {
             (Some(permit), Some(other)) => permit.merge(other),

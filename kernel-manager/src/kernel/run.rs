@@ -8,9 +8,9 @@ use crate::fold::{Fold, FoldLimits, Output};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RunResult {
-    /// How it ended: `Ok`, `Error`, `Aborted`, `Died` or `Lost`.
+    /// How the execution ended: `Ok`, `Error`, `Aborted`, `Died` or `Lost`.
     pub status: ExecutionStatus,
-    /// The exception, for [`ExecutionStatus::Error`].
+    /// The exception, for [`ExecutionStatus::Error`], if the log has the reply.
     pub error: Option<ReplyError>,
     /// What ended the kernel, for [`ExecutionStatus::Died`].
     pub reason: Option<String>,
@@ -44,7 +44,7 @@ impl RunResult {
         self.status == ExecutionStatus::Ok
     }
 
-    /// The text on standard output, and the values and displays in plain text, each on separate lines.
+    /// The text on standard output, and the values and displays in plain text. Each value or display begins a new line.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -113,7 +113,7 @@ impl RunResult {
         }
         result.execution_count = fold.execution_count();
         result.outputs = fold.outputs();
-        // Without an end so far, the reply is among the missing entries.
+        // If no end was read, the reply is among the missing entries.
         if !has_ended {
             let record = execution.record();
             if let Some(record) = record.await.map_err(ReadError::from)? {

@@ -1,4 +1,4 @@
-//! Ends idle kernels and drops logs whose retention is over.
+//! Ends idle kernels, drops logs whose retention is over, and trims the others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -16,8 +16,9 @@ use super::{Culling, ManagerInner};
 use crate::kernel::Kernel;
 use crate::session::{ExecutionState, trim_index};
 
-/// How often expired entries are dropped: this many times within their maximum age, and at least hourly.
+/// How often expired entries are dropped within their maximum age.
 const TRIMMINGS: u32 = 16;
+/// The longest time until the next trimming is due.
 const TRIM_AT_LEAST: Duration = Duration::from_secs(60 * 60);
 
 /// Starts the culling task, which runs at the configured interval.
@@ -33,7 +34,8 @@ pub(super) fn start(manager: &Arc<ManagerInner>) {
 async fn run(manager: Weak<ManagerInner>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // Not at once: running kernels are not restored yet, and their logs must stay.
+    // The first tick comes only after an interval, because running kernels are not restored yet, and their logs must
+    // stay.
     ticks.reset();
     let mut trimmed = Instant::now();
     let mut marked_quiet = HashMap::new();
@@ -108,7 +110,7 @@ async fn drop_old_logs(manager: &ManagerInner) {
     }
 }
 
-/// How long the kernel has been idle, if that exceeds its limit.
+/// How long the kernel has been idle, if it is to be culled.
 fn idle_beyond_limit(kernel: &Kernel, options: &Culling) -> Option<Duration> {
     let options = match kernel.spec() {
         Some(spec) => options.overridden_by(&spec.spec.metadata),

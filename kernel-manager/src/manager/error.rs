@@ -22,7 +22,7 @@ pub enum StartError {
         /// The problem and the file.
         reason: String,
     },
-    /// A kernel with this id runs or is starting.
+    /// A kernel with this id exists or is starting.
     #[error("kernel {0} exists already; attach to it, or choose another id")]
     Duplicate(KernelId),
     /// The kernel limit is reached.
@@ -30,21 +30,21 @@ pub enum StartError {
     LimitReached {
         /// The limit.
         limit: usize,
-        /// The owner it applies to; `None` for all kernels.
+        /// The owner to whom the limit applies; `None` for the limit of all kernels.
         owner: Option<String>,
     },
-    /// The provider failed to launch it.
+    /// The provider failed to launch the kernel.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// It runs but did not answer, and was ended.
+    /// The kernel was launched but did not answer, and was ended.
     #[error("the kernel started and did not answer: {reason}{}", with_output(output))]
     NoAnswer {
         /// The cause.
         reason: String,
-        /// The end of its output outside the protocol.
+        /// The end of its standard output and error.
         output: String,
     },
-    /// Its log cannot be opened.
+    /// The kernel's log cannot be opened.
     #[error("the kernel's log cannot be opened: {0}")]
     Log(#[from] StoreError),
     /// The manager has no provider.

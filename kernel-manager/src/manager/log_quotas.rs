@@ -12,7 +12,7 @@ use super::ManagerInner;
 /// The pause after an attempt that freed too little, because the logs of running kernels are larger than the quotas.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts the task if there are quotas.
+/// Starts the task that applies the quotas, if there are any.
 pub(super) fn start(manager: &Arc<ManagerInner>) {
     if !manager.logs.has_quotas() {
         return;
@@ -22,7 +22,7 @@ pub(super) fn start(manager: &Arc<ManagerInner>) {
     let interval = manager.options.culling.interval;
     manager.tasks.spawn(async move {
         let keep_within = async {
-            // Running kernels are not restored yet, and their logs must stay.
+            // Wait until the running kernels are known, at most one interval, because their logs must stay.
             let _ = timeout(interval, restored.cancelled()).await;
             run(weak).await;
         };

@@ -87,6 +87,7 @@ struct ManagerInner {
     tasks: TaskTracker,
     /// Cancelled when the manager starts no more kernels, which cancels pending starts.
     closing: CancellationToken,
+    /// Cancelled to end the manager's tasks.
     stop: CancellationToken,
 }
 
@@ -107,8 +108,9 @@ impl Manager {
         ManagerBuilder::new()
     }
 
-    /// A manager for these providers' kernels, logging to `logs`. The first provider is the default. Starts the culling
-    /// task, so it needs a tokio runtime. [`builder`](Self::builder) is shorter.
+    /// Creates a manager for these providers' kernels that records to `logs`. The first provider is the default. The
+    /// manager starts tasks, so this must be called in a tokio runtime. Unlike [`ManagerBuilder::open`], it does not
+    /// attach to running kernels; [`restore`](Self::restore) does.
     #[must_use]
     pub fn new(providers: Vec<Arc<dyn KernelProvider>>, logs: Logs, options: ManagerOptions) -> Self {
         let stop = CancellationToken::new();
@@ -137,8 +139,8 @@ impl Manager {
         manager
     }
 
-    /// The kernelspecs by name. With several providers, each name also exists with the provider's name in front, such
-    /// as `local/python3`, and names without it are the default provider's.
+    /// The kernelspecs by name. With several providers, each kernelspec is listed with its provider's name in front,
+    /// such as `local/python3`. Those of the default provider are also listed without it.
     #[must_use]
     pub fn specs(&self) -> BTreeMap<String, InstalledKernelspec> {
         let mut all = BTreeMap::new();
@@ -157,7 +159,7 @@ impl Manager {
         all
     }
 
-    /// Errors of unusable kernelspecs, by name as in [`specs`](Self::specs). The texts name the files.
+    /// The errors of unusable kernelspecs, by name as in [`specs`](Self::specs). Each text names the file.
     #[must_use]
     pub fn broken_specs(&self) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
@@ -175,8 +177,8 @@ impl Manager {
         all
     }
 
-    /// The kernelspec that a start with this name uses, and its name in [`specs`](Self::specs). Case does not matter,
-    /// and `python` means `python3` unless a kernelspec is named `python`.
+    /// The kernelspec that a start with this name uses, preceded by its name in [`specs`](Self::specs). Case does not
+    /// matter, and `python` and `python2` mean `python3` unless kernelspecs with these names exist.
     ///
     /// # Errors
     /// [`StartError::NoSuchSpec`] and [`StartError::BrokenSpec`].
@@ -184,8 +186,8 @@ impl Manager {
         self.inner.find_spec(name).map(|found| (found.name, found.spec))
     }
 
-    /// The kernelspec of a start without a name, by [`ManagerOptions::default_spec`]; `None` if that is unset and no
-    /// kernelspec exists.
+    /// The name of the kernelspec to start for a client that names none: [`ManagerOptions::default_spec`] or, if that
+    /// is unset, an installed kernelspec; `None` if there is neither.
     #[must_use]
     pub fn default_spec(&self) -> Option<String> {
         if let Some(name) = &self.inner.options.default_spec {
@@ -247,10 +249,10 @@ impl Manager {
         &self.inner.logs
     }
 
-    /// Ends or leaves all kernels, ends the manager's tasks, and closes the logs and their store. Pending starts are
-    /// cancelled, and everything that was recorded is stored. Afterwards the store and the providers' folders can be
-    /// opened again, also by another process, even if handles of kernels or logs are left. Closing it again does
-    /// nothing.
+    /// Ends all kernels or leaves them running, ends the manager's tasks, and closes the logs and their store. Pending
+    /// starts are cancelled, and everything that was recorded is stored. Afterwards the store and the providers'
+    /// folders can be opened again, even by another process and while handles of kernels or logs still exist. Closing a
+    /// closed manager does nothing.
     ///
     /// # Errors
     /// [`StoreError`] if the store was not closed cleanly; it is closed nevertheless.
@@ -285,8 +287,8 @@ impl Manager {
         self.inner.logs.close().await
     }
 
-    /// The executions of a kernel that this manager does not run; `None` if it has no log. Unfinished executions count
-    /// as died, unless the kernel may still run: not attached yet, or at another manager of the same store.
+    /// The executions of a kernel that this manager does not run; `None` if the kernel has no log. Unfinished
+    /// executions count as died, unless the kernel [may still run](Self::may_run).
     ///
     /// # Errors
     /// [`StoreError`] if the log cannot be opened.
@@ -321,7 +323,7 @@ pub enum AtClose {
 /// A kernelspec that can be started.
 struct FoundSpec {
     provider: Arc<dyn KernelProvider>,
-    /// Its name among all providers.
+    /// Its name in [`Manager::specs`].
     name: String,
     /// Its name at its provider.
     own_name: String,
@@ -341,6 +343,7 @@ impl ManagerInner {
             || self.logs.is_shared()
     }
 
+    /// Cancels pending starts, waits for their end, and refuses further ones.
     async fn start_no_more(&self) {
         self.registry.close();
         self.closing.cancel();
@@ -392,7 +395,7 @@ impl ManagerInner {
             own_name,
             spec,
         } = self.find_spec(&request.spec)?;
-        // The kernel runs and is not attached yet.
+        // A kernel with this id is running but not attached yet.
         if self.attaching().contains(&id) {
             return Err(StartError::Duplicate(id));
         }

@@ -11,15 +11,15 @@ use kernel_provider::Progress;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ManagerOptions {
-    /// The kernelspec of a start without a name; such a start fails if it does not exist. `None` selects `python3`,
-    /// else the first Python kernelspec, else the first one.
+    /// The name that [`Manager::default_spec`](super::Manager::default_spec) returns, even if no such kernelspec
+    /// exists. `None` selects `python3`, else the first Python kernelspec, else the first one.
     pub default_spec: Option<String>,
     /// The most kernels at a time, including those that are starting; `None` for no limit.
     pub max_kernels: Option<usize>,
     /// The most kernels of one owner at a time; `None` for no limit.
     pub max_kernels_per_owner: Option<usize>,
-    /// How often a kernel that ends by itself is restarted before it counts as dead. The count resets when it ran for
-    /// longer than [`stable_after`](Self::stable_after).
+    /// How often a kernel that ends by itself is restarted before it counts as dead. The count resets after a run of
+    /// more than [`stable_after`](Self::stable_after).
     pub restart_limit: u32,
     /// How long a kernel must run for its earlier crashes to be forgotten.
     pub stable_after: Duration,
@@ -27,8 +27,8 @@ pub struct ManagerOptions {
     pub shutdown_grace: Duration,
     /// When idle kernels are ended.
     pub culling: Culling,
-    /// How long [`restore`](super::Manager::restore) waits for all kernels together. Kernels that are still starting
-    /// then are attached later.
+    /// How long [`restore`](super::Manager::restore) waits for all kernels together. It attaches later to kernels that
+    /// are still starting then.
     pub restore_timeout: Duration,
     /// How long a log is kept after its kernel is gone. A quota
     /// ([`LogOptions::total_bytes`](kernel_log::LogOptions::total_bytes)) may drop it earlier.
@@ -38,8 +38,8 @@ pub struct ManagerOptions {
     /// and the budget does not count the copies.
     pub message_memory: u64,
     /// The runtime that reads iopub; `None` for the one that starts the kernels. A separate runtime reads iopub in time
-    /// even if clients keep the other threads busy; many kernels drop output that is not read in time. It must outlive
-    /// the manager.
+    /// even if clients keep the other threads busy; many kernels drop output that is not read in time. The runtime must
+    /// outlive the manager.
     pub recorder_runtime: Option<Handle>,
     /// Whether dropping the last clone of the manager kills its kernels, as far as their provider
     /// [can](kernel_provider::KernelHandle::kill), instead of leaving them to a later manager.
@@ -47,7 +47,7 @@ pub struct ManagerOptions {
 }
 
 impl ManagerOptions {
-    /// Sets the kernelspec of a start without a name.
+    /// Sets the name that [`Manager::default_spec`](super::Manager::default_spec) returns.
     #[must_use]
     pub fn with_default_spec(mut self, default_spec: impl Into<String>) -> Self {
         self.default_spec = Some(default_spec.into());
@@ -126,9 +126,9 @@ impl ManagerOptions {
 }
 
 impl Default for ManagerOptions {
-    /// `python3`, no limit on kernels, five restarts of a kernel that ends within ten seconds each time, 2.5 s of
-    /// grace, no culling, 30 s to attach to running kernels, logs kept for a week, 256 MiB for large messages, the
-    /// caller's runtime.
+    /// `python3` or another installed kernelspec, no limit on kernels, five restarts of a kernel that ends within ten
+    /// seconds each time, 2.5 s of grace, no culling, 30 s to attach to running kernels, logs kept for a week, 256 MiB
+    /// for large messages, the caller's runtime, kernels that keep running when the manager is dropped.
     fn default() -> Self {
         Self {
             default_spec: None,
@@ -175,7 +175,7 @@ impl Default for Culling {
 }
 
 impl Culling {
-    /// Ends kernels that were idle for this long, unless clients are attached or code runs. Checks every 300 s.
+    /// Ends kernels that have been idle for this long, unless clients are attached or code runs. Checks every 300 s.
     #[must_use]
     pub fn after(idle_timeout: Duration) -> Self {
         Self {
@@ -220,7 +220,7 @@ pub struct StartRequest {
     pub working_dir: Option<PathBuf>,
     /// Owner of the kernel, to whom [`ManagerOptions::max_kernels_per_owner`] applies.
     pub owner: Option<String>,
-    /// Annotations of the kernel's [record](kernel_provider::KernelRecord), which outlive this process. They must not
+    /// Annotations in the kernel's [record](kernel_provider::KernelRecord), which outlives this process. They must not
     /// contain secrets.
     pub annotations: BTreeMap<String, String>,
     /// Timeout of the start.
@@ -287,7 +287,7 @@ impl StartRequest {
         self
     }
 
-    /// Sets what receives the stages of the launch, such as a progress bar.
+    /// Sets the receiver of the launch's stages, for example to show a progress bar.
     #[must_use]
     pub fn with_progress(mut self, progress: Progress) -> Self {
         self.progress = progress;

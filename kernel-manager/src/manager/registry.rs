@@ -23,11 +23,11 @@ struct Kernels {
 
 struct Slot {
     owner: Option<String>,
-    /// `None` while it starts.
+    /// `None` while the kernel is starting.
     kernel: Option<Arc<Kernel>>,
 }
 
-/// Reserves an id for a kernel that is starting; released when dropped before it is filled.
+/// The reservation of an id for a kernel that is starting. Dropping it without [`fill`](Self::fill) releases the id.
 pub(super) struct Reserved<'a> {
     registry: &'a Registry,
     id: KernelId,
@@ -99,7 +99,7 @@ impl Registry {
         self.lock().by_id.get(&id)?.kernel.clone()
     }
 
-    /// Whether a kernel with this id runs or is starting.
+    /// Whether a kernel with this id exists or is starting.
     pub(super) fn contains(&self, id: KernelId) -> bool {
         self.lock().by_id.contains_key(&id)
     }

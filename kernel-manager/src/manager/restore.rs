@@ -1,4 +1,4 @@
-//! Attaches to kernels that were running before the manager.
+//! Attaches to kernels that were running before the manager was created.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,11 +31,11 @@ enum Outcome {
 }
 
 impl Manager {
-    /// Attaches to all kernels that the providers already run, as after a restart of this process, and returns their
-    /// number. Kernels that take longer than [`restore_timeout`](super::ManagerOptions::restore_timeout), such as
-    /// pods whose image is still being pulled, are attached as soon as they run, each with
-    /// [`KernelEventKind::Attached`]. Attaching is retried, with a warning in the process's log, until it succeeds or
-    /// the kernel is gone.
+    /// Attaches to all kernels that the providers already run, as after a restart of this process, and returns how many
+    /// were attached to at the first attempt within [`restore_timeout`](super::ManagerOptions::restore_timeout). It
+    /// attaches later to kernels that take longer, such as pods whose image is still being pulled. It retries a failed
+    /// attempt, with a warning in the process's log, until it succeeds, the kernel is gone, or the kernel's log turns
+    /// out to be damaged. Each attached kernel causes a [`KernelEventKind::Attached`].
     ///
     /// An attached kernel can be shut down and restarted. Its sockets are connected afterwards: a kernel that accepts
     /// no connection, such as a stopped process, counts as busy until it does, and does not delay the others.
@@ -110,7 +110,7 @@ async fn connect(kernel: &Kernel) {
     loop {
         match kernel.reconnect_once().await {
             Ok(true) => return,
-            // A restart or shutdown took precedence. The next attempt waits for its end.
+            // A restart or shutdown took precedence. The next attempt waits until it is over.
             Ok(false) => continue,
             Err(error) if backoff.retries() == 0 => {
                 warn!(%error, "cannot connect to a running kernel; it counts as busy until this succeeds");
@@ -122,7 +122,7 @@ async fn connect(kernel: &Kernel) {
 }
 
 impl ManagerInner {
-    /// Adds an attached kernel to the manager.
+    /// Adds the kernel to the manager if the provider has `attached` to it.
     async fn restored(
         self: &Arc<Self>,
         provider: &Arc<dyn KernelProvider>,
@@ -132,7 +132,7 @@ impl ManagerInner {
         let handle = match attached {
             Ok(handle) => handle,
             Err(error) => {
-                warn!(%error, "a running kernel cannot be attached to");
+                warn!(%error, "cannot attach to a running kernel");
                 return match error {
                     AttachError::Provider(_) => Outcome::Unreached,
                     _ => Outcome::Over,

@@ -2,7 +2,8 @@ use kernel_log::Seq;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A number that grows with the log, and by which an agent accepts each message only once.
+/// Orders the messages to an agent by their positions in the log. [`Numbering::of`] turns it into the number by which
+/// the agent accepts each message only once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SendNumber(u64);
 
@@ -12,26 +13,26 @@ impl SendNumber {
         Self(2 * entry.0)
     }
 
-    /// The number of a message that is not logged, after the last entry.
+    /// The number of a message that is not logged and follows this entry.
     pub(super) fn after(entry: Seq) -> Self {
         Self(2 * entry.0 + 1)
     }
 }
 
-/// The numbers of messages to an agent, which grow with the numbers of their entries.
+/// Numbers the messages to an agent. The numbers grow with those of the messages' entries.
 ///
-/// A message that changes nothing in the kernel may be sent before its entry is stored. After a crash, another entry may
-/// get the number of that entry. `offset` then makes the message's number different.
+/// A message that changes nothing in the kernel may be sent before its entry is stored. If a crash loses the entry, a
+/// later entry gets its number. `offset` then gives the later entry's message a number that the agent has not accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Numbering {
-    /// Added to each number.
+    /// The amount that is added to each [`SendNumber`].
     offset: u64,
-    /// The first entry whose message has this offset. The agent has accepted all earlier messages.
+    /// The first entry whose message has this offset. All earlier messages count as accepted.
     since: u64,
 }
 
 impl Numbering {
-    /// The number that the agent gets.
+    /// The message's number for the agent.
     pub(super) fn of(self, number: SendNumber) -> u64 {
         number.0.saturating_add(self.offset)
     }
@@ -46,23 +47,23 @@ impl Numbering {
         }
     }
 
-    /// The last entry whose message the agent has accepted, if the last number that it accepted is `number`.
+    /// The last entry whose message the agent has accepted. `number` is the last number that it accepted.
     pub(super) fn last_accepted(self, number: u64) -> Seq {
         Seq((number.saturating_sub(self.offset) / 2).max(self.since.saturating_sub(1)))
     }
 }
 
-/// How much of an agent's log is recorded in the kernel's log. Stored in the index with the entries themselves, so that
-/// each is recorded once.
+/// How much of an agent's log is recorded in the kernel's log. The position is stored atomically with the recorded
+/// entries, so that each entry is recorded once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct AgentPosition {
-    /// The agent's log.
+    /// The id of the agent's log.
     pub(super) spool: Uuid,
-    /// Its last recorded entry.
+    /// The last recorded entry of the agent's log.
     pub(super) seq: u64,
-    /// The number of the newest process up to this entry.
+    /// The number of the newest process as of this entry.
     pub(super) process: u64,
-    /// Whether that process is gone, and all its messages are before this position.
+    /// Whether that process has ended and all its messages are recorded.
     #[serde(default)]
     pub(super) is_closed: bool,
     /// How messages to the agent are numbered.
@@ -89,7 +90,7 @@ mod tests {
             numbering.last_accepted(numbering.of(SendNumber::of(Seq(8))) + 1),
             Seq(8)
         );
-        // Without a loss it does not change.
+        // If no entry was lost, the numbering does not change.
         let before = numbering;
         numbering.continue_after(numbering.of(SendNumber::of(Seq(12))), Seq(12));
         assert_eq!(numbering, before);

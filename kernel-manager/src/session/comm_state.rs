@@ -12,15 +12,16 @@ const MAX_BUFFERED: usize = 16 << 20;
 /// The open comms of one kernel.
 pub(super) struct CommState {
     source: Source,
-    /// Whether open comms are missing: an earlier process forgot them, or their entries are no longer in the log.
+    /// Whether open comms are missing, because they were forgotten at a limit in an earlier process, or because their
+    /// entries are no longer in the log.
     is_incomplete: bool,
 }
 
 enum Source {
     Known(Comms),
-    /// They must be read from the log first.
+    /// The comms must be read from the log first.
     InLog,
-    /// They are being read from the log; newer messages are buffered.
+    /// The comms are being read from the log. Newer messages are buffered.
     Reading {
         buffered: Vec<(Seq, WireMessage)>,
         bytes: usize,
@@ -83,7 +84,7 @@ impl CommState {
         }
     }
 
-    /// Whether open comms may be missing here.
+    /// Whether open comms may be missing.
     pub(super) fn is_incomplete(&self) -> bool {
         self.is_incomplete || self.known().is_some_and(Comms::is_incomplete)
     }
@@ -96,10 +97,11 @@ impl CommState {
         };
     }
 
-    /// Takes the comms as they were at [`begin_reading`](Self::begin_reading) and applies the buffered messages; `None`
-    /// if the log could not be read.
+    /// Takes the comms as they were at [`begin_reading`](Self::begin_reading) and applies the buffered messages.
+    /// `comms` is `None` if the log could not be read.
     pub(super) fn end_reading(&mut self, comms: Option<Comms>) {
-        // If the kernel's process has ended during the read, these comms have ended too.
+        // The source is no longer `Reading` if these comms have ended with the kernel's process, or if too many
+        // messages arrived during the read.
         if let Source::Reading { buffered, .. } = &self.source {
             self.source = match comms {
                 Some(mut comms) => {
@@ -145,7 +147,7 @@ mod tests {
         for seq in 2..20 {
             comms.on_message(Seq(seq), &open("b", &"x".repeat(1 << 20)), &mut updates);
         }
-        assert_eq!(updates.len(), 18, "the index has all");
+        assert_eq!(updates.len(), 18, "not every comm_open updates the index");
         comms.end_reading(Some(read.clone()));
         assert!(comms.known().is_none());
         comms.begin_reading();

@@ -19,10 +19,10 @@ use super::msg_type::msg_type;
 
 /// The most open comms of a kernel.
 pub(super) const MAX_COMMS: usize = 4_096;
-/// The most bytes of their state. Beyond either limit, a comm with more than half of these bytes is forgotten, else the
-/// one that changed longest ago.
+/// The most bytes of all open comms of a kernel. Beyond either limit, a comm with more than half of these bytes is
+/// forgotten, else the one that changed longest ago.
 const MAX_BYTES: usize = 32 << 20;
-/// Bytes that each comm counts in addition to its state.
+/// Fixed cost of an open comm, in bytes.
 const OVERHEAD: usize = 512;
 /// The target name of Jupyter widgets. For other comms, only the data of their `comm_open` is kept.
 pub(super) const WIDGET: &str = "jupyter.widget";
@@ -33,21 +33,21 @@ const REFERENCE: &str = "IPY_MODEL_";
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Comm {
-    /// Its id.
+    /// The comm's id.
     pub comm_id: String,
-    /// The name of its target, such as `jupyter.widget`.
+    /// The name of the comm's target, such as `jupyter.widget`.
     pub target_name: String,
-    /// The data of a `comm_open` that recreates it: a widget's current `state` and `buffer_paths`; for other comms, the
-    /// data with which they were opened.
+    /// The data of a `comm_open` that recreates the comm: for a widget, its current `state` and `buffer_paths`; for
+    /// other comms, the data with which they were opened.
     pub data: Map<String, Value>,
-    /// The metadata of its `comm_open`.
+    /// The metadata of the comm's `comm_open`.
     pub metadata: Map<String, Value>,
     /// The binary parts of the state, in the order of `buffer_paths`.
     pub buffers: Vec<Bytes>,
 }
 
 impl Comm {
-    /// The `comm_open` that creates it in a client.
+    /// The `comm_open` that recreates the comm in a client.
     pub(crate) fn open_message(&self, session: &str, parent: &Header) -> WireMessage {
         let content = json!({"comm_id": self.comm_id, "target_name": self.target_name, "data": self.data});
         let message = Message::new(Content::parse("comm_open", content.to_string().as_bytes()), session);
@@ -79,11 +79,11 @@ struct Update {
     buffer_paths: Vec<Vec<Value>>,
 }
 
-/// An open comm. Clones share its state.
+/// An open comm. Clones share the state until it changes.
 #[derive(Clone)]
 struct OpenComm {
     opened: Seq,
-    /// The clock at its last change.
+    /// [`Comms::clock`] at the comm's last change.
     changed: u64,
     target_name: String,
     metadata: Bytes,
@@ -94,7 +94,7 @@ struct OpenComm {
 #[derive(Clone)]
 enum State {
     Widget {
-        /// Verbatim, by name.
+        /// The members of the state, verbatim, by name.
         members: BTreeMap<String, Box<RawValue>>,
         /// Binary parts and their paths.
         buffers: Vec<(Vec<Value>, Bytes)>,
@@ -169,11 +169,12 @@ impl State {
     }
 }
 
-/// The open comms of one kernel. Clones share the states.
+/// The open comms of one kernel. Clones share the states until they change.
 #[derive(Clone, Default)]
 pub(super) struct Comms {
     open: HashMap<String, OpenComm>,
     bytes: usize,
+    /// Logical clock: the number of messages so far.
     clock: u64,
     is_incomplete: bool,
 }
@@ -212,7 +213,7 @@ impl Comms {
             if let Some(suppressed) = FORGOTTEN.due() {
                 warn!(
                     comm_id = forgotten,
-                    bytes, suppressed, "forgot an open comm, because the open comms are too many or too large"
+                    bytes, suppressed, "forgot an open comm, because there are too many, or they are too large"
                 );
             }
             self.is_incomplete = true;

@@ -44,6 +44,7 @@ pub(super) fn kernel_state(content: &[u8]) -> Option<&str> {
     Some(serde_json::from_slice::<Status<'_>>(content).ok()?.execution_state)
 }
 
+/// The `execution_count` of an `execute_input`.
 pub(super) fn execution_count(content: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
     struct Input {
@@ -52,6 +53,7 @@ pub(super) fn execution_count(content: &[u8]) -> Option<u64> {
     serde_json::from_slice::<Input>(content).ok()?.execution_count
 }
 
+/// The status and the `execution_count` of an `execute_reply`. Some kernels send no `status`.
 pub(super) fn outcome(content: &[u8]) -> (ExecutionStatus, Option<u64>) {
     #[derive(Default, Deserialize)]
     struct Reply {

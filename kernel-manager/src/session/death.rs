@@ -11,7 +11,7 @@ pub(super) struct Death {
 impl Death {
     /// The cause of death, if this event ends all unfinished executions.
     pub(super) fn by(event: &Lifecycle) -> Option<Self> {
-        // The exception that nbclient raises for a dead kernel.
+        // nbclient raises an exception of this name for a dead kernel.
         let died = |reason: &str| Self {
             ename: "DeadKernelError",
             reason: reason.to_owned(),
@@ -21,7 +21,7 @@ impl Death {
                 ename: "KernelRestarted",
                 reason: "the kernel was restarted".to_owned(),
             }),
-            // Ends the executions of the previous kernel with the same id.
+            // A new kernel has started with the id of an earlier one, whose executions end.
             Lifecycle::Started => Some(died("the kernel ended while it was not recorded")),
             Lifecycle::RestartingByItself { reason, .. } | Lifecycle::Dead { reason, .. } => Some(died(reason)),
             _ => None,

@@ -17,9 +17,10 @@ pub struct ExecutionRecord {
     /// SHA-256 of the code, in hexadecimal; `None` if the request has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code_hash: Option<String>,
-    /// Its status.
+    /// The execution's status.
     pub status: ExecutionStatus,
-    /// What ended the kernel, if the execution [died](ExecutionStatus::Died).
+    /// What ended the kernel, if the execution [died](ExecutionStatus::Died). For a [lost](ExecutionStatus::Lost) one,
+    /// the reason, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The kernel's execution counter, once known.
@@ -36,20 +37,20 @@ pub struct ExecutionRecord {
     /// Entry of an open `input_request`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_input: Option<Seq>,
-    /// Other sessions that receive its replies and questions, oldest first.
+    /// Other sessions that receive the execution's replies and questions, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub followers: Vec<String>,
-    /// Whether the log has a notice to the client that output may be missing.
+    /// Whether the log has a notice to the client that an unknown amount of output may be missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told_missing: bool,
-    /// Its last entry. Later ones may exist while it runs.
+    /// The execution's last entry. While it runs, later entries may exist.
     pub last: Seq,
-    /// When it was requested.
+    /// When the execution was requested.
     pub requested: DateTime<Utc>,
-    /// When the kernel started it.
+    /// When the kernel started the execution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<DateTime<Utc>>,
-    /// When it ended.
+    /// When the execution ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<DateTime<Utc>>,
 }
@@ -61,7 +62,7 @@ impl ExecutionRecord {
         &self.header.msg_id
     }
 
-    /// Whether this session requested or follows it.
+    /// Whether this session requested or follows the execution.
     #[must_use]
     pub fn concerns(&self, session: &str) -> bool {
         self.session == session || self.followers.iter().any(|follower| follower == session)

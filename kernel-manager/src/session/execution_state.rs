@@ -6,25 +6,25 @@ use jupyter_protocol::WireMessage;
 use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
-/// The kernel's state, as the kernel reports it or as the manager sets it.
+/// A kernel's state, as the kernel reports it or as the manager sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ExecutionState {
-    /// Launched; it has not answered yet.
+    /// The kernel was launched and has not answered yet.
     Starting,
-    /// Ready for a request.
+    /// The kernel is ready for a request.
     Idle,
-    /// Running a request.
+    /// The kernel runs a request, or its state is unknown.
     Busy,
-    /// Being restarted.
+    /// The kernel is being restarted.
     Restarting,
-    /// Dead.
+    /// The kernel has ended.
     Dead,
 }
 
 impl ExecutionState {
-    /// The state as the protocol writes it.
+    /// The state as messages contain it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -51,7 +51,7 @@ const MAX_RUNNING: usize = 1_024;
 impl StatusFollower {
     /// The state after this iopub message, if it is a `status`.
     pub(super) fn follow(&mut self, message: &WireMessage) -> Option<ExecutionState> {
-        // In a flood of output, few headers contain this word, and searching is cheaper than parsing.
+        // In a flood of output, few headers contain `"status"`, and searching is cheaper than parsing.
         memmem::find(message.header(), b"\"status\"")?;
         if message.header_ref().ok()?.msg_type != "status" {
             return None;

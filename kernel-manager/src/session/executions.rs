@@ -45,20 +45,20 @@ impl fmt::Debug for Executions {
     }
 }
 
-/// Selects executions that match all of its fields.
+/// Selects the executions that match all of these fields.
 #[derive(Clone, Debug, Default)]
 pub struct ExecutionFilter {
     /// The notebook cell.
     pub cell_id: Option<String>,
     /// The session that sent the request.
     pub session: Option<String>,
-    /// Any of these statuses; all if empty.
+    /// The statuses, any of which matches; all match if it is empty.
     pub statuses: Vec<ExecutionStatus>,
     /// Requested at this time or later.
     pub since: Option<DateTime<Utc>>,
     /// Requested before this time.
     pub until: Option<DateTime<Utc>>,
-    /// Only the newest of each notebook cell, and those without a cell.
+    /// Whether only the newest execution of each notebook cell matches. All executions without a cell match.
     pub latest_of_cells: bool,
 }
 
@@ -81,7 +81,7 @@ impl ExecutionFilter {
 pub struct ExecutionPage {
     /// Newest first.
     pub executions: Vec<ExecutionRecord>,
-    /// Pass this as `before` for the next page; `None` on the last one.
+    /// Pass this as `before` for the next page; `None` on the last page.
     pub next: Option<Seq>,
 }
 
@@ -90,7 +90,7 @@ pub struct ExecutionPage {
 pub struct ExecutionOutputs {
     /// The outputs as a notebook shows them.
     pub fold: Fold,
-    /// The outputs include everything up to here. Follow the log from here for more.
+    /// The outputs include everything up to this position. Follow the log from there for more.
     pub cursor: Cursor,
     /// Whether no entries of the execution are missing.
     pub complete: bool,
@@ -307,7 +307,7 @@ async fn fold_within(
             Ok(None) => break,
             Err(ReadError::Gap { .. }) => {
                 outputs.complete = false;
-                // Retention may remove entries while this reads, so the gap can be between two outputs.
+                // Retention may remove entries during the read, so the gap can be between two outputs.
                 if outputs.fold.bytes() == 0 {
                     outputs.trimmed = true;
                 } else {
@@ -457,7 +457,7 @@ mod tests {
         let end = Seq(log.head().0 + 20);
         let mut folding = std::pin::pin!(fold(&log, &record, end));
         let first = std::future::poll_fn(|cx| Poll::Ready(folding.as_mut().poll(cx))).await;
-        assert!(first.is_pending(), "it reads one block at a time, from memory");
+        assert!(first.is_pending(), "the fold does not yield after each block");
         print(5..25);
         let outputs = folding.await.unwrap();
         let texts: Vec<_> = outputs

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 /// The most followers of an execution that survive a reconnect. Beyond that, the oldest is forgotten.
 pub(super) const MAX_FOLLOWERS: usize = 32;
-/// The most executions that a session follows. Beyond that, it gets no more replies of the oldest.
+/// The most executions that a session follows. Beyond that, the session gets no more replies of the oldest.
 const MAX_FOLLOWED: usize = 4_096;
 
 /// Whether this is a request to follow an execution that another session requested: an `execute_request` with
@@ -110,7 +110,7 @@ impl Followed {
         self.any.store(true, Ordering::Release);
     }
 
-    /// Whether the message belongs to one of the executions.
+    /// Whether the message belongs to one of these executions.
     pub(crate) fn has(&self, message: &WireMessage) -> bool {
         self.any.load(Ordering::Acquire)
             && message

@@ -7,7 +7,7 @@
 //! | `q/` number of another client message | its `msg_id` |
 //! | `u/` number of an unfinished `execute_request` | empty |
 //! | `d/` `display_id` | the number of its newest `update_display_data` |
-//! | `s/` session | its position, as JSON |
+//! | `s/` session | its position and recent replays, as JSON |
 //! | `c/` id of an open comm | the number of its `comm_open` |
 //! | `k/comms` | exists if the index lacks open comms of the kernel |
 //! | `k/info` | the content of the newest `kernel_info_reply` |
@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use kernel_log::Seq;
 
-/// The longest indexed `msg_id` and `display_id`, in bytes. Real ones are far shorter.
+/// The longest indexed id of a message, display, comm or cell, in bytes. Real ones are far shorter.
 pub(super) const MAX_ID: usize = 1_024;
 
 pub(super) type Range = (&'static [u8], &'static [u8]);

@@ -9,7 +9,7 @@ use super::index_keys as keys;
 /// Records per read.
 const PAGE: usize = 1_024;
 
-/// Removes the records of entries before the earliest one.
+/// Removes the index records of entries before the log's earliest one.
 pub(crate) async fn trim_index(log: &Log) -> Result<(), StoreError> {
     let earliest = log.earliest();
     if earliest <= Seq(1) {
@@ -44,7 +44,7 @@ pub(crate) async fn trim_index(log: &Log) -> Result<(), StoreError> {
     let (start, end) = keys::COMMS;
     each_page(log, (start, Bytes::from_static(end)), |key, seq, updates| {
         if is_gone(seq) {
-            // This process still has the state of the comm, but a later process cannot read it.
+            // This process may still have the state of the comm, but a later process cannot read it from the log.
             updates.push(IndexUpdate::put(keys::COMMS_INCOMPLETE, Bytes::new()));
             updates.push(IndexUpdate::remove(key.clone()));
         }

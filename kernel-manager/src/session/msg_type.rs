@@ -9,14 +9,14 @@ use memchr::memmem;
 pub(super) fn msg_type(message: &WireMessage) -> Cow<'_, str> {
     match plain_text_at(message.header(), b"\"msg_type\"") {
         Some(msg_type) => Cow::Borrowed(msg_type),
-        // Written in a form that needs a parser.
+        // The header is written in a form that needs a parser.
         None => message
             .header_ref()
             .map_or(Cow::Borrowed(""), |header| Cow::Owned(header.msg_type.into_owned())),
     }
 }
 
-/// The string value of this key, if it is written plainly. A match inside another string is impossible: quotes are
+/// The string value of this key, if it has no escapes. The key cannot match inside another string, because quotes are
 /// escaped there.
 fn plain_text_at<'a>(json: &'a [u8], key: &[u8]) -> Option<&'a str> {
     let mut rest = json[memmem::find(json, key)? + key.len()..].trim_ascii_start();

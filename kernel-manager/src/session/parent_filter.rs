@@ -6,7 +6,7 @@ use memchr::memmem;
 pub(super) struct ParentFilter<'a> {
     finder: memmem::Finder<'a>,
     msg_id: &'a str,
-    /// The previous parent header and whether it matched: consecutive messages of an execution share it.
+    /// The previous parent header and whether it matched. Consecutive messages of an execution have the same one.
     last: (Bytes, bool),
 }
 

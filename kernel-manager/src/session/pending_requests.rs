@@ -11,7 +11,7 @@ const MAX_WAITING: usize = 16_384;
 pub(super) enum Requester {
     /// A client session.
     Session(Arc<str>),
-    /// This library.
+    /// A waiter in this library.
     Internal(oneshot::Sender<WireMessage>),
     /// The recorder's setup request, which is not logged.
     Setup,

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::fold::answers;
 
-/// The most open questions. A kernel asks one at a time, in each subshell. Beyond that, the oldest is forgotten.
+/// The most open questions. A kernel asks one at a time in each subshell. Beyond the limit, the oldest is forgotten.
 const MAX_OPEN: usize = 64;
 /// How many answered questions are remembered.
 const MAX_ANSWERED: usize = 256;
@@ -21,9 +21,9 @@ const ANSWERED: &str = "kernelmux_answered";
 /// A question.
 #[derive(Clone)]
 pub(super) struct Question {
-    /// Its entry.
+    /// The entry of the `input_request`.
     pub(super) seq: Seq,
-    /// Its message without content, so that it is small.
+    /// The `input_request` with only its headers, so that it is small.
     message: WireMessage,
 }
 

@@ -60,7 +60,7 @@ fn skipped_text(bytes: u64, too_large: bool) -> String {
     let reason = if too_large {
         format!("a message may have at most {} MiB", MAX_MESSAGE_BYTES >> 20)
     } else {
-        "there was no memory for it, because of other large outputs".to_owned()
+        "there was no memory for it".to_owned()
     };
     format!("An output of {} MiB is left out: {reason}.", bytes >> 20)
 }
@@ -70,7 +70,7 @@ fn skipped_text(bytes: u64, too_large: bool) -> String {
 pub(crate) struct RecorderOptions {
     /// The runtime that reads iopub; `None` for the caller's.
     pub(crate) runtime: Option<Handle>,
-    /// Budget for large messages.
+    /// Budget for the large messages of all kernels.
     pub(crate) memory: MessageMemory,
 }
 
@@ -103,18 +103,18 @@ struct Recording {
     reading_comms: Arc<AsyncMutex<()>>,
 }
 
-/// Locks the session and ignores poisoning, because a panic cannot leave a half-written session.
+/// Locks the kernel's session and ignores poisoning, because a panic cannot leave it half-written.
 fn lock(session: &Mutex<Arc<str>>) -> MutexGuard<'_, Arc<str>> {
     session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConnectionState {
-    /// Not connected for now.
+    /// Not connected, or connecting.
     Down,
     /// Connected, but nothing has arrived on iopub yet: the subscription may not be active.
     Connected,
-    /// As `Connected`, and clients have waited long enough for the subscription.
+    /// As `Connected`, but clients have waited long enough for the subscription and may send requests.
     Unconfirmed,
     /// The subscription is active; the kernel has not reported its status yet.
     Subscribed,
@@ -195,7 +195,7 @@ impl Recorder {
             .is_ok_and(|parent| self.recording.requests().concerns(&parent.msg_id, session))
     }
 
-    /// The session in the kernel's messages.
+    /// The session that the kernel uses in its messages.
     pub(crate) fn kernel_session(&self) -> Arc<str> {
         self.recording.kernel_session()
     }
@@ -205,7 +205,7 @@ impl Recorder {
         self.recording.log.append([]).next()
     }
 
-    /// Records the first answer after a restart. Requests before entry `requested_before` ended with the previous
+    /// Records that a restarted kernel has answered. Requests before entry `requested_before` ended with the previous
     /// process; later requests waited for the new process.
     pub(crate) fn restarted(&self, requested_before: Seq) {
         self.recording.lifecycle_of(&Lifecycle::Restarted, requested_before);
@@ -222,8 +222,8 @@ impl Recorder {
         self.recording.report_missing_output(MISSING, true);
     }
 
-    /// Messages that replace missing entries for a client. Each of its executions that may have output there gets a
-    /// notice, unless the client already `has_notice`, and the reply and idle status that are missing.
+    /// Messages that replace missing entries for a client. Each of the session's executions that may have output there
+    /// gets a notice, unless the client already `has_notice`, and the reply and idle status that are missing.
     pub(crate) fn gap_messages(
         &self,
         session: &str,
@@ -249,13 +249,13 @@ impl Recorder {
         self.recording.lifecycle(event)
     }
 
-    /// A guard that releases clients' requests when dropped, however the start ends.
+    /// A guard that releases clients' requests when dropped, so that they are released even if the start fails.
     pub(crate) fn ends_setup(&self) -> impl Drop + use<'_> {
         self.recording.setup.ends()
     }
 
-    /// Waits until the kernel answers and its output arrives, then releases clients' requests. With `lossless`,
-    /// ipykernel is set up first to drop no output.
+    /// Waits until the kernel answers and its output arrives. Releases clients' requests after the first answer. With
+    /// `lossless`, ipykernel is set up before that to drop no output.
     pub(crate) async fn ready(&self, deadline: Duration, lossless: bool) -> Result<(), RequestError> {
         let end = Instant::now() + deadline;
         let mut state = self.recording.connection_state.subscribe();

@@ -21,7 +21,7 @@ use crate::fold::{answers, without_pager};
 
 /// The replay of one execution.
 pub(crate) struct Replay {
-    /// The messages that show it, whatever the client showed before.
+    /// The messages that make the client show the execution, whatever it showed before.
     pub(crate) messages: Vec<(Channel, WireMessage)>,
     /// Entries that these messages cover and that must not be delivered again.
     pub(crate) replayed: Option<ReplayedEntries>,
@@ -63,7 +63,8 @@ pub(crate) async fn replay(
     mut until: Seq,
     audience: Audience,
 ) -> Result<Replay, ReadError> {
-    // When a message of another session arrives, as after a restart, JupyterLab drops the message that it is handling.
+    // The messages have the kernel's session: when a message of another session arrives, as after a restart, JupyterLab
+    // drops the message that it is handling.
     let kernel_session = kernel_session(log, execution).await?;
     let session = kernel_session.as_deref().unwrap_or(&execution.session);
     let ours = |msg_type: &str, content: &[u8]| {
@@ -80,7 +81,7 @@ pub(crate) async fn replay(
             replayed: None,
         });
     }
-    // A queued execution has no messages yet, so nothing after its request needs to be read.
+    // The kernel has sent no messages of this execution yet, so nothing after its request needs to be read.
     let is_queued = execution.last == execution.request;
     let end = if is_queued { execution.request } else { until };
     let ExecutionOutputs {
@@ -108,7 +109,7 @@ pub(crate) async fn replay(
             display_ids: folded.display_ids(),
         });
     }
-    // A question arrives on another socket than the busy status, and may arrive first.
+    // A question and the busy status arrive on different sockets, and the question may arrive first.
     let is_waiting = execution.status == ExecutionStatus::Queued && execution.open_input.is_none();
     if audience == Audience::New && is_waiting && folded.bytes() == 0 {
         // The kernel is busy with another execution, so send no busy status.
@@ -149,7 +150,7 @@ pub(crate) async fn replay(
     Ok(Replay { messages, replayed })
 }
 
-/// A message to send again. Pager output of a reply is part of the outputs.
+/// Prepares a message to be sent again. Removes the pager output of a reply, which the replayed outputs contain.
 fn to_resend(message: WireMessage) -> WireMessage {
     let content = without_pager(message.content());
     if content == *message.content() {
@@ -159,7 +160,7 @@ fn to_resend(message: WireMessage) -> WireMessage {
     WireMessage::from_parts([header, parent, metadata, content], [])
 }
 
-/// The session that the kernel uses in its messages; `None` if it has published nothing since the request.
+/// The session that the kernel uses in its messages; `None` if the kernel has sent nothing since the request.
 pub(crate) async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Result<Option<String>, ReadError> {
     let first = first_after(log, execution.request, |entry| entry.origin() == Origin::Kernel).await?;
     Ok(first.and_then(|entry| {
@@ -168,8 +169,8 @@ pub(crate) async fn kernel_session(log: &Log, execution: &ExecutionRecord) -> Re
     }))
 }
 
-/// The first matching entry after this one; `None` if there is none yet.
-async fn first_after(log: &Log, after: Seq, is_it: impl Fn(&Entry) -> bool) -> Result<Option<Entry>, ReadError> {
+/// The first matching entry after `after`; `None` if there is none yet.
+async fn first_after(log: &Log, after: Seq, matches: impl Fn(&Entry) -> bool) -> Result<Option<Entry>, ReadError> {
     let mut reader = log.reader(after);
     let head = log.head();
     while reader.position() < head {
@@ -179,7 +180,7 @@ async fn first_after(log: &Log, after: Seq, is_it: impl Fn(&Entry) -> bool) -> R
             Err(ReadError::Gap { .. }) => continue,
             Err(error) => return Err(error),
         };
-        if let Some(found) = block.entries().find(&is_it) {
+        if let Some(found) = block.entries().find(&matches) {
             return Ok(Some(found));
         }
     }

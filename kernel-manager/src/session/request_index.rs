@@ -48,11 +48,12 @@ pub(super) struct RequestIndex {
     updates: Vec<IndexUpdate>,
     /// Whether an execution has ended since the last [`take_ended`](Self::take_ended).
     some_ended: bool,
+    /// The newest `update_display_data` of each display, since the last [`take_updates`](Self::take_updates).
     displays: HashMap<String, Seq>,
     questions: Questions,
     /// The content of the newest `kernel_info_reply`.
     kernel_info: Option<Bytes>,
-    /// How much of the agent's log is recorded.
+    /// How much of the agent's log is recorded; `None` without an agent.
     agent: Option<AgentPosition>,
     agent_changed: bool,
     pub(super) comms: CommState,
@@ -132,7 +133,8 @@ impl RequestIndex {
         );
     }
 
-    /// Ends any execution that has the `msg_id` of a new one. From now on, the kernel's messages count for the new one.
+    /// Ends any execution that has the `msg_id` of a new one, because the kernel's later messages are attributed to the
+    /// new one.
     fn on_reused_id(&mut self, msg_id: &str, time: DateTime<Utc>) {
         let Some(before) = self.executions.get_mut(msg_id) else {
             return;
@@ -353,7 +355,7 @@ impl RequestIndex {
         running
     }
 
-    /// Records that a notice about missing output was appended as entry `seq`.
+    /// Records that a notice about missing output of the execution was appended as entry `seq`.
     pub(super) fn mark_incomplete(&mut self, msg_id: &str, seq: Seq, amount_unknown: bool) {
         if let Some(execution) = self.executions.get_mut(msg_id) {
             execution.told_missing |= amount_unknown;

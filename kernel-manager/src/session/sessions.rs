@@ -10,16 +10,16 @@ use tokio::time::Instant;
 use super::follow::Followed;
 use super::index_keys as keys;
 
-/// How many detached sessions a kernel remembers. Beyond that, it forgets the one that left first, which then resumes
-/// at the end of the log.
+/// How many detached sessions are remembered per kernel. Beyond that, the session that left first is forgotten, and
+/// resumes at the end of the log.
 const MAX_DETACHED: usize = 256;
 /// How long an acknowledgement stays provisional: a proxy may acknowledge for a client that is already gone.
 /// jupyter_server takes up to 90 s to notice.
 const GRACE: Duration = Duration::from_secs(120);
 /// Resolution of the positions within [`GRACE`].
 const GRACE_STEP: Duration = Duration::from_secs(5);
-/// The most executions that are replayed again to a session that reconnects soon. Beyond that, the oldest is not
-/// replayed.
+/// The most executions that are replayed again to a session that reconnects within [`GRACE`]. Beyond that, the oldest
+/// is not replayed.
 const MAX_REPLAYS: usize = 256;
 /// Minimum interval between two writes of a moving position.
 const STORE_EVERY: Duration = Duration::from_secs(1);
@@ -42,9 +42,10 @@ struct SessionTable {
 struct Session {
     /// The progress of each attachment. If there are several, the messages of only one reach the client.
     attachments: BTreeMap<u64, Progress>,
-    /// The attachment whose messages reach the client: the newest one over which it sent a message, or the only one.
+    /// The attachment whose messages are assumed to reach the client: the newest one over which the client sent a
+    /// message. Before that, the first of several [`Joining::Shared`] attachments, or the newest other one.
     active: u64,
-    /// The executions of other sessions that it follows.
+    /// The executions of other sessions that this session follows.
     followed: Arc<Followed>,
     /// The progress of the `active` attachment when it left.
     left: Option<Progress>,
@@ -54,7 +55,7 @@ struct Session {
     tracks_position: bool,
     /// The clock at the last attach or detach.
     changed: u64,
-    /// Announces the number of the newest attachment. It supersedes older ones that are not [`Joining::Shared`].
+    /// Announces the number of the newest attachment, which supersedes older ones that are not [`Joining::Shared`].
     current: watch::Sender<u64>,
 }
 
@@ -77,7 +78,7 @@ struct Progress {
 struct Stored {
     #[serde(flatten)]
     position: Position,
-    /// The executions that were replayed on request within [`GRACE`] when it was stored, oldest first.
+    /// The executions that were replayed on request within [`GRACE`] before the record was stored, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     replays: Vec<String>,
 }
@@ -87,8 +88,8 @@ struct Stored {
 pub(crate) struct Position {
     /// The last entry that the next hop towards the client acknowledged.
     pub(crate) acknowledged: Seq,
-    /// The last entry that the client has for certain: acknowledged at least [`GRACE`] before the newest
-    /// acknowledgement.
+    /// The last entry that the client has for certain: the client acted on it, or it was acknowledged at least
+    /// [`GRACE`] before the newest acknowledgement.
     pub(crate) sure: Seq,
 }
 
@@ -109,7 +110,7 @@ pub(crate) struct Joined {
     /// What the session has received; `None` if it is new.
     pub(crate) position: Option<Position>,
     pub(crate) followed: Arc<Followed>,
-    /// Executions that were replayed on request lately, so that the client may not have received them; oldest first.
+    /// Executions that were replayed on request within [`GRACE`] and may not have reached the client, oldest first.
     pub(crate) replays: Vec<Arc<str>>,
     pub(crate) current: watch::Receiver<u64>,
 }
@@ -141,7 +142,7 @@ impl Progress {
         }
     }
 
-    /// Records that the execution, whose entries come after `before`, is replayed.
+    /// Records that the execution is replayed. Its entries come after `before`.
     fn replay(&mut self, msg_id: &str, before: Seq) {
         let now = Instant::now();
         self.replays.retain(|(_, known)| **known != *msg_id);
@@ -155,6 +156,8 @@ impl Progress {
         self.lower_if_replayed(now);
     }
 
+    /// Limits the certain position to the entry before the executions that were replayed within [`GRACE`], and forgets
+    /// older replays.
     fn lower_if_replayed(&mut self, now: Instant) {
         match self.replayed {
             Some((time, floor)) if now - time < GRACE => self.position.sure = self.position.sure.min(floor),
@@ -310,7 +313,7 @@ impl Sessions {
         self.advance(key, attachment, false, |progress| progress.acknowledge(seq));
     }
 
-    /// Records that the client acted on entry `seq`: it has everything up to there, whatever proxies acknowledged.
+    /// Records that the client acted on entry `seq`, and so has everything up to there for certain.
     pub(crate) fn has_seen(&self, key: &str, attachment: u64, seq: Seq) {
         self.advance(key, attachment, true, |progress| {
             progress.acknowledge(seq);
@@ -319,8 +322,8 @@ impl Sessions {
         });
     }
 
-    /// Records that the execution, whose entries come after `before`, is replayed on request over this attachment. If
-    /// the session reconnects soon, the execution is replayed again.
+    /// Records that the execution is replayed on request over this attachment. Its entries come after `before`. If the
+    /// session reconnects within [`GRACE`], the execution is replayed again.
     pub(crate) fn record_replay(&self, key: &str, attachment: u64, msg_id: &str, before: Seq) {
         self.advance(key, attachment, true, |progress| progress.replay(msg_id, before));
     }
@@ -338,8 +341,7 @@ impl Sessions {
         }
     }
 
-    /// Records that the client sent a message over this attachment. So messages over this attachment reach the client,
-    /// too.
+    /// Records that the client sent a message over this attachment, which shows that messages over it reach the client.
     pub(crate) fn mark_active(&self, key: &str, attachment: u64) {
         let mut known = self.lock();
         if let Some(session) = known.by_key.get_mut(key)

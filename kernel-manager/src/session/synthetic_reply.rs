@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 
 use super::execution_record::ExecutionRecord;
 
-/// For an unknown amount of missing output.
+/// Notice of an unknown amount of missing output.
 pub(super) const MISSING: &str =
-    "The connection to the kernel was lost while this ran: some of its output may be missing.";
-/// For output that the store could not keep.
+    "The connection to the kernel was lost while this code ran: some of its output may be missing.";
+/// Notice of output that retention removed from the log or that the store refused.
 pub(super) const NOT_KEPT: &str = "Some of this output is no longer in the log, and is missing here.";
-const UNKNOWN: &str = "It has ended since; its result is unknown.";
+/// Notice of a lost reply.
+const UNKNOWN: &str = "This code has ended, and its result is unknown.";
 
 /// A notice on stderr that output of the execution may be missing.
 pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> WireMessage {
@@ -25,8 +26,8 @@ pub(super) fn notice(execution: &ExecutionRecord, text: &str, session: &str) -> 
         .to_wire()
 }
 
-/// A reply and an idle status, each only if wanted, in place of those that are no longer in the log. The record says
-/// how the execution ended.
+/// A reply if `reply` is true, and an idle status if `idle` is true, in place of those that are no longer in the log.
+/// The record says how the execution ended.
 pub(super) fn trimmed_end(
     execution: &ExecutionRecord,
     reply: bool,
@@ -54,7 +55,7 @@ pub(super) fn trimmed_end(
 /// Why the kernel's own reply is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LostReply<'a> {
-    /// The connection was lost.
+    /// It was lost with the connection.
     OutputLost,
     /// The kernel ended or was restarted.
     KernelEnded {
@@ -65,9 +66,9 @@ pub(super) enum LostReply<'a> {
     },
 }
 
-/// The messages in sending order: a notice of what happened, then a reply and an idle status unless the kernel's own
-/// were recorded. `session` is the kernel's: JupyterLab drops queued messages when a message of another session
-/// arrives.
+/// The messages in sending order: usually a notice or an error, then a reply and an idle status unless the kernel's own
+/// were recorded. `session` is the kernel's session, because JupyterLab drops queued messages when a message of another
+/// session arrives.
 pub(super) fn messages(
     execution: &ExecutionRecord,
     lost_reply: LostReply<'_>,
@@ -97,11 +98,11 @@ pub(super) fn messages(
     };
     let mut error = json!({"ename": ename, "evalue": evalue, "traceback": traceback});
     if is_open {
-        // As a kernel does for code that raises an exception. Code that had not started shows no error.
+        // A kernel sends an error for code that raises an exception. Code that had not started shows no error.
         if !traceback.is_empty() && execution.started.is_some() {
             messages.push(message(Channel::Iopub, "error", error.clone()));
         }
-        // An error, so that a client that runs cells in sequence stops.
+        // The reply is an error, so that a client that runs cells in sequence stops.
         error["status"] = "error".into();
         error["execution_count"] = execution.execution_count.into();
         messages.push(message(Channel::Shell, "execute_reply", error));

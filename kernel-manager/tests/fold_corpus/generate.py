@@ -111,7 +111,7 @@ def as_nbformat(outputs):
 
 
 def well_formed(value):
-    """Replaces lone surrogates with U+FFFD, as they are shown."""
+    """Replaces lone surrogates with U+FFFD, as browsers show them."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -132,7 +132,7 @@ def write(name, cases, made):
                 if jupyterlab[flag]:
                     case[flag] = True
             if cut:
-                case["differs_from_jupyterlab"] = "it keeps fields that nbformat has no room for"
+                case["differs_from_jupyterlab"] = "JupyterLab keeps fields that nbformat does not have"
             theirs = well_formed(nbclient_outputs(messages))
             if theirs != outputs:
                 differing += 1

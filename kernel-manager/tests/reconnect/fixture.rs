@@ -28,8 +28,8 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
         .expect("not done within the deadline")
 }
 
-/// Executes one-word commands: `wait` waits for `go`, `notify` notifies `reached`, `ask` asks for input. Other code is
-/// echoed.
+/// Executes one-word commands: `wait` waits for `go`, `notify` notifies `reached`, `ask` asks for input and prints the
+/// answer. Other code is echoed.
 struct CommandKernel {
     go: Arc<Notify>,
     reached: Arc<Notify>,
@@ -123,7 +123,7 @@ impl Fixture {
         id
     }
 
-    /// Reads entries until one fits, and returns all entries read.
+    /// Reads entries until one fits, and returns all that were read.
     pub(crate) async fn until(&mut self, mut fits: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
         let mut seen = Vec::new();
         loop {

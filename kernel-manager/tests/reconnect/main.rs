@@ -150,7 +150,7 @@ async fn only_executions_that_ended_while_disconnected_get_synthetic_messages() 
             proxy.release();
         }
         soon(waiting).await.unwrap();
-        // Requests that the kernel still has are not ended.
+        // The execution of a request that the kernel still has is not ended.
         let executions = fixture.kernel.executions();
         assert!(
             executions.get(&goes_on).await.unwrap().unwrap().ended.is_none(),
@@ -166,7 +166,7 @@ async fn only_executions_that_ended_while_disconnected_get_synthetic_messages() 
         assert_eq!(outputs(&seen, &waits), "later", "{lost:?}");
 
         let is_synthetic = |entry: &Entry| entry.origin() == Origin::Lifecycle && parent(entry) == ends_meanwhile;
-        // Messages that replace those that were missed.
+        // The messages that replace those that the recorder missed.
         let expected: &[(Channel, &str)] = match lost {
             [Channel::Shell] => &[(Channel::Iopub, "stream"), (Channel::Shell, "execute_reply")],
             [Channel::Iopub] => &[(Channel::Iopub, "stream"), (Channel::Iopub, "status")],

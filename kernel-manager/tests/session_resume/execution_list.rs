@@ -79,7 +79,7 @@ async fn executions_are_listed_with_their_status_after_the_kernel_has_ended() {
         );
     }
 
-    // Pages, then filters by cell, status, time and session.
+    // Check pages, and then filters by cell, status, time and session.
     let mut paged = Vec::new();
     let mut before = None;
     loop {

@@ -24,8 +24,9 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
         .expect("not done within the deadline")
 }
 
-/// Executes scripts: lines of `print x`, `bar x` (after a carriage return), `clear`, `clear later`, `show x`,
-/// `change x`, `ask x`, `fail` and `wait` (for `go`).
+/// Executes scripts. A line of a script is `print x`; `bar x`, which prints `x` after a carriage return; `clear`;
+/// `clear later`; `show x`, which displays `x`; `change x`, which updates the display; `ask x`, which asks for input;
+/// `wait`, which waits for `go`; or `fail`.
 struct ScriptKernel {
     runs: Arc<AtomicUsize>,
     go: Arc<Notify>,
@@ -170,7 +171,7 @@ pub(crate) async fn receive_all(attachment: &mut Attachment, from: Seq, end: Seq
     received
 }
 
-/// Output of an execution as shown by a client that applies messages as they arrive.
+/// The output of an execution as shown by a client that applies messages as they arrive.
 pub(crate) struct Screen {
     msg_id: String,
     pub(crate) fold: Fold,

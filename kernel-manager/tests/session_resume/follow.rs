@@ -158,7 +158,7 @@ async fn an_unknown_execution_is_answered_with_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn followers_get_questions_and_replies_and_may_answer_even_after_a_new_process() {
+async fn followers_get_questions_and_replies_and_may_answer_even_with_a_new_manager() {
     let fixture = Fixture::new(Arc::new(MemoryStore::new()));
     let mut manager = fixture.manager();
     let mut kernel = start(&manager).await;
@@ -170,14 +170,14 @@ async fn followers_get_questions_and_replies_and_may_answer_even_after_a_new_pro
     let answer = |value: &str| Message::new(InputReply::new(value), "follower").to_wire();
     soon(follower.client().send(Channel::Stdin, answer("1"))).await.unwrap();
 
-    // The second question is live.
+    // The second question arrives while the follower is attached.
     let asked = until(&kernel, &msg_id, |execution| execution.open_input.is_some()).await;
     let received = receive_all(&mut follower, asked.request, asked.open_input.unwrap()).await;
     let questions = received.iter().filter(|(_, channel, _)| *channel == Channel::Stdin);
     assert_eq!(questions.count(), 1);
     drop(follower);
 
-    // A new process restores the followers.
+    // A new manager restores the followers.
     (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
     let mut follower = kernel.attach("follower");
     let again = soon(follower.replay()).await.unwrap().unwrap();
@@ -194,7 +194,7 @@ async fn followers_get_questions_and_replies_and_may_answer_even_after_a_new_pro
         let replies = received.iter().filter(|(_, channel, _)| *channel == Channel::Shell);
         assert_eq!(replies.count(), 1);
     }
-    // A session that does not follow gets neither.
+    // A session that does not follow the execution gets neither questions nor replies.
     let mut other = kernel.attach_at("other", asked.request);
     let received = receive_all(&mut other, asked.request, ended.last).await;
     assert!(received.iter().all(|(_, channel, _)| *channel == Channel::Iopub));
@@ -208,7 +208,7 @@ async fn a_replay_that_may_not_have_arrived_is_repeated_after_a_reconnect() {
     let mut kernel = start(&manager).await;
     let msg_id = run(&kernel, "print a", "asker").await;
     let ended = until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
-    // The session has received all messages, like one that was attached long before.
+    // The session answers a question, which shows that it has received all earlier messages.
     let mut follower = kernel.attach("follower");
     assert!(soon(follower.replay()).await.is_none());
     let seen = run(&kernel, "ask x", "follower").await;
@@ -256,7 +256,7 @@ async fn many_sessions_may_follow_and_the_oldest_are_forgotten() {
     for number in 0..100 {
         let attachment = kernel.attach(&number.to_string());
         follow(&attachment, &msg_id).await;
-        // Again, and over another connection.
+        // Following again, also over another connection, changes nothing.
         follow(&attachment, &msg_id).await;
         follow(&kernel.attach(&number.to_string()), &msg_id).await;
     }
@@ -287,7 +287,8 @@ async fn only_the_first_answer_counts_and_the_other_sessions_are_notified() {
             let attachment = kernel.attach_at(name, asked.request);
             (attachment, name)
         });
-        // These clients track their own positions, so the sessions must follow again.
+        // An attachment that tracks its own position does not restore the executions that its session followed in an
+        // earlier manager, so follow again.
         for (attachment, _) in [&first, &second] {
             follow(attachment, &msg_id).await;
         }
@@ -339,7 +340,7 @@ async fn only_the_first_answer_counts_and_the_other_sessions_are_notified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_answer_after_a_new_process_does_not_answer_the_next_question() {
+async fn a_late_answer_to_a_new_manager_does_not_answer_the_next_question() {
     let fixture = Fixture::new(Arc::new(MemoryStore::new()));
     let manager = fixture.manager();
     let mut kernel = start(&manager).await;
@@ -365,7 +366,7 @@ async fn a_late_answer_after_a_new_process_does_not_answer_the_next_question() {
     };
     soon(kernel.send(&"x".into(), Channel::Stdin, late())).await.unwrap();
     assert_eq!(soon(answers(&kernel)).await, 1);
-    // The kernel drops messages that it has not read when its client connects again.
+    // Wait until the kernel has read the answer, because it drops unread messages when the manager connects again.
     soon(async {
         let mut reader = kernel.log().reader(first.request);
         let is_output = |entry: Entry| {
@@ -382,11 +383,11 @@ async fn a_late_answer_after_a_new_process_does_not_answer_the_next_question() {
         kernel = restored;
         manager
     };
-    // Waits until stdin is connected.
+    // Sending this late answer, which is dropped, waits until stdin is connected.
     soon(kernel.send(&"y".into(), Channel::Stdin, late())).await.unwrap();
     fixture.go.notify_one();
     let second = until(&kernel, &msg_id, |execution| execution.open_input > first.open_input).await;
-    // The answer's parent is the first question, which this process has never seen.
+    // The answer's parent is the first question, which the new manager has never seen.
     soon(kernel.send(&"y".into(), Channel::Stdin, late())).await.unwrap();
     kernel.log().flushed().await;
     assert_eq!(soon(answers(&kernel)).await, 1);

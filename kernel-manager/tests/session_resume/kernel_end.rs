@@ -48,7 +48,7 @@ async fn a_kernel_that_dies_or_is_restarted_leaves_no_execution_without_a_reply(
         let mut attachment = kernel.attach("s");
         let client = attachment.client();
         let mut msg_ids = Vec::new();
-        // During a shutdown, the kernel may still answer queued requests, so there are none.
+        // Before a restart, the kernel may still answer queued requests, so that case has none.
         let codes = if is_restarted {
             &["wait"][..]
         } else {

@@ -1,5 +1,5 @@
-//! Clients that reconnect: repeated requests have run once, executions are listed with their status, and a client that
-//! only knows its session shows the same outputs as without the interruption.
+//! Clients that reconnect: repeated requests run once, executions are listed with their status, and a client that knows
+//! only its session shows the same outputs as without the interruption.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod execution_list;

@@ -105,7 +105,7 @@ async fn an_open_input_request_is_replayed_and_an_answered_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answered_input_request_is_not_replayed_without_an_acknowledgement() {
+async fn an_answered_input_request_is_not_replayed_even_if_nothing_was_acknowledged() {
     let fixture = Fixture::new(Arc::new(MemoryStore::new()));
     let manager = fixture.manager();
     let kernel = start(&manager).await;
@@ -140,7 +140,7 @@ async fn an_answered_input_request_is_not_replayed_without_an_acknowledgement() 
     };
     let asked_and_answered = r#"[{"output_type":"stream","name":"stdin","text":"name? me\n"}]"#;
     assert_eq!(reconnect(&kernel).await, asked_and_answered);
-    // The first attachment still exists, so its session's position is not stored, as after a crash.
+    // The first attachment still exists, as after a crash.
     let (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
     assert_eq!(reconnect(&kernel).await, asked_and_answered);
     drop(attachment);

@@ -1,4 +1,4 @@
-//! Each request runs once: in the current process, or in the next one if it arrives during a restart.
+//! Each request runs once: in the kernel's current process, or in the next one if it arrives during a restart.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -85,7 +85,7 @@ async fn requests_sent_during_a_restart_run_in_the_next_process() {
         let ended = ask().await;
         until(&kernel, &ended, has_begun).await;
         fixture.provider.end(kernel.id(), ExitCause::Signal(9));
-        // The restart's lifecycle entry ends the execution.
+        // The life-cycle entry of the restart ends the execution.
         let execution = until(&kernel, &ended, |execution| execution.ended.is_some()).await;
         assert_eq!(execution.status, ExecutionStatus::Died);
         let asked = ask().await;

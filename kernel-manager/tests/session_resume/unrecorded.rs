@@ -48,7 +48,7 @@ async fn an_execution_that_ran_without_a_recorder_warns_of_missing_output() {
 
     let recorded = kernel.log().head();
     let (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
-    // Wait for the new subscription, because earlier output would really be missing.
+    // Wait for the new subscription, because output before it would be missing.
     let mut reader = kernel.log().reader(recorded);
     let is_welcome = |entry: Entry| entry.message().header_ref().unwrap().msg_type == "iopub_welcome";
     while !soon(reader.next()).await.unwrap().unwrap().entries().any(is_welcome) {}
@@ -98,12 +98,12 @@ async fn an_execution_that_ended_without_a_recorder_is_incomplete() {
     soon(manager.restore()).await;
     let kernel = manager.get(id).unwrap();
     let execution = until(&kernel, &msg_id, |execution| execution.ended.is_some()).await;
-    // Its reply may have waited in the kernel's socket.
+    // The reply may have waited in the kernel's socket.
     assert!(
         matches!(execution.status, ExecutionStatus::Lost | ExecutionStatus::Ok),
         "{execution:?}"
     );
-    // Its output may have arrived after the reconnect, but the recorder cannot know that it is complete.
+    // The output may have arrived after the reconnect, but the recorder cannot know whether it is complete.
     let folded = kernel.executions().outputs(&execution).await.unwrap();
     assert!(!folded.complete, "{}", outputs(&folded.fold));
     soon(manager.close(AtClose::EndKernels)).await.unwrap();

@@ -88,8 +88,8 @@ pub(crate) async fn log(world: &World, log: &Log) {
             execution.msg_id()
         );
         let screen = world.screens.borrow().get(execution.msg_id()).map(show);
-        // If an answer came too late for the kernel, the client still shows it, so its outputs may differ from the
-        // log's.
+        // If an answer came too late for the kernel, the client still shows it, so the client's outputs may differ from
+        // the log's.
         let answered = !world.unanswered.borrow().contains(execution.msg_id());
         if let Some(screen) = screen.filter(|_| runs == 1 && answered) {
             let folded = executions.outputs(&execution).await.unwrap();

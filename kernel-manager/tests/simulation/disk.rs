@@ -41,7 +41,8 @@ struct JournalState {
 }
 
 impl JournalState {
-    /// Applies a record.
+    /// Applies a record: the last number that is marked as lost, the first entry that is kept, a block, which may be
+    /// empty, and index updates.
     fn apply(&mut self, mut record: Bytes) {
         let lost = record.get_u64_le();
         let first = record.get_u64_le();
@@ -126,7 +127,7 @@ impl Inner {
                 self.refused_requests.extend(ids);
                 let lost = block.last().0;
                 if lost > self.state.lost {
-                    // Uses reserved space to mark the numbers as lost, so that numbers that readers have seen are not
+                    // Use reserved space to mark the numbers as lost, so that numbers that readers have seen are not
                     // reused.
                     let record = self.record(None, &[], lost + LOST_AHEAD, self.state.first());
                     self.write(record)?;

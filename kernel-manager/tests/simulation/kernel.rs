@@ -89,8 +89,8 @@ impl Kernel {
         }
     }
 
-    /// Asks for input and prints the answer, or continues without one after a timeout. Like ipykernel, it takes the
-    /// first input reply after its request. A reply that answers another request counts as no answer.
+    /// Asks for input and prints the answer, or continues without one after a timeout. Like ipykernel, the kernel takes
+    /// the first input reply after its request. A reply that answers another request counts as no answer.
     async fn ask(&mut self, request: &WireMessage, prompt: &str) {
         while let Ok((channel, request)) = self.requests.try_recv() {
             if channel != Channel::Stdin {

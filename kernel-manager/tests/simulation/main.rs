@@ -34,7 +34,7 @@ const READERS: u64 = 3;
 const PLAIN_CLIENTS: u64 = 2;
 const RESUME_CLIENTS: u64 = 2;
 
-/// Kills and restarts the process, and makes the disk full or slow at times.
+/// Kills and restarts the process at random times, and makes the disk full or stalls it.
 async fn inject_faults(world: Rc<World>) {
     let mut processes = 0;
     let positions: Vec<_> = (0..READERS).map(|_| Rc::new(Cell::new(0))).collect();
@@ -192,7 +192,7 @@ fn faults_neither_lose_nor_duplicate_messages() {
         None => 200,
     };
     let first = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().1);
-    println!("seeds from {first}, {count} of them");
+    println!("running {count} seeds from {first}");
     // Each seed runs on one thread, so the number of threads does not affect its result.
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -107,7 +107,7 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
                 let request = world.request(&format!("{session}-{}", asked.len()), &session);
                 asked.push(request);
             }
-            // Repeats requests for which it has received nothing, and sometimes others.
+            // Repeat requests for which the client has received nothing, and sometimes others.
             let again = asked.iter().filter(|request| {
                 let id = request.header_ref().unwrap().msg_id.to_string();
                 !world.screens.borrow().contains_key(&id) && world.one_in(if is_calm { 1 } else { 3 })
@@ -117,7 +117,7 @@ pub(crate) async fn run(world: Rc<World>, number: u64) {
                 let _ = connection.up.try_send(Up::Message(Channel::Shell, request.clone()));
             }
             let received = connection.down.recv();
-            // Answers an input request once no other message has arrived for a while.
+            // Answer an input request once no other message has arrived for a while.
             let seconds = if question.is_some() { 2 } else { 30 };
             let received = tokio::time::timeout(std::time::Duration::from_secs(seconds), received).await;
             match received {

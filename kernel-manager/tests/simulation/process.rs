@@ -1,4 +1,4 @@
-//! The simulated gateway process: the library's own code, with tasks in place of a server's.
+//! The simulated gateway process: the library's own code, run by the simulation's actors in place of a server's tasks.
 
 use std::cell::Cell;
 use std::rc::Rc;

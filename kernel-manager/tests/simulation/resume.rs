@@ -122,7 +122,7 @@ async fn follow(world: &Rc<World>, client: &mut ResumeClient, session: &str) {
                 forget_unconfirmed(client);
             }
             Event::Disconnected { reason, .. } => {
-                // Not traced, because its text may come from the operating system.
+                // The reason is not traced, because its text may come from the operating system.
                 drop(reason);
                 world.trace(format_args!("{session} is cut after {last:?}"));
             }

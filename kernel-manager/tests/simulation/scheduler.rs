@@ -15,10 +15,12 @@ const MAX_STEPS: u64 = 5_000_000;
 
 type Actor = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Whether an actor ends with the gateway's process.
+/// When an actor ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lifetime {
+    /// With the simulation.
     World,
+    /// With the gateway's process.
     Process,
 }
 
@@ -33,12 +35,14 @@ struct Actors {
     woken: Arc<Woken>,
 }
 
+/// The actors to poll next, and the waker of the task that runs the scheduler.
 #[derive(Default)]
 struct Woken {
     actors: Mutex<BTreeSet<u64>>,
     outside: Mutex<Option<Waker>>,
 }
 
+/// Wakes one actor.
 struct Alarm {
     number: u64,
     woken: Arc<Woken>,

@@ -40,7 +40,7 @@ pub(crate) struct World {
     pub(crate) runs: RefCell<BTreeMap<String, u64>>,
     /// Answers that the kernel received, by input request.
     pub(crate) answers: RefCell<BTreeMap<String, String>>,
-    /// Requests whose code asked for input and got no answer in time, or the answer to another question.
+    /// Requests whose code asked for input and got no answer in time, or got the answer to another question.
     pub(crate) unanswered: RefCell<BTreeSet<String>>,
     /// Whether fault injection has ended.
     pub(crate) calm: watch::Sender<bool>,
@@ -158,7 +158,7 @@ impl World {
         self.seen.borrow().keys().copied().collect()
     }
 
-    /// Waits for a process.
+    /// Waits until the gateway's process runs, and returns it.
     pub(crate) async fn process(&self) -> Rc<Process> {
         let mut process = self.process.subscribe();
         let found = process.wait_for(Option::is_some).await.unwrap();

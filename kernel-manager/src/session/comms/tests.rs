@@ -64,7 +64,7 @@ fn updates_are_folded_into_the_state_with_its_buffers() {
     assert_eq!(listed[0].data["buffer_paths"], json!([["image", "data"], ["raw"]]));
     assert_eq!(listed[0].buffers, ["one", "three"]);
     assert_eq!(Value::from(listed[0].metadata.clone()), json!({"version": "2.1.0"}));
-    // A new value without binary parts replaces the one with them.
+    // A new value without binary parts replaces a value that has them.
     apply(
         &mut comms,
         5,

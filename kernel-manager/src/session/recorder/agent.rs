@@ -1,4 +1,4 @@
-//! Records a kernel under an agent. Its messages come from the agent's log instead of the kernel's sockets.
+//! Records a kernel that has an agent. Messages come from the agent's log instead of the kernel's sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +27,12 @@ use crate::session::index_keys as keys;
 use crate::session::known_requests::MAX_REQUESTS;
 use crate::session::synthetic_reply::MISSING;
 
-/// Why a kernel under an agent is connected.
+/// Why a connection to a kernel's agent is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Connecting {
-    /// Its process was just started.
+    /// The kernel's process was just started.
     Started,
-    /// It was already running, before this program started or while the connection was closed.
+    /// The kernel was already running, before this program started or while the connection was closed.
     Attached,
 }
 
@@ -67,8 +67,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// Starts to record the agent's entries. Returns a watch of the number of the newest process whose
-    /// [`Event::Opened`] was read.
+    /// Starts to record the agent's entries. Returns a watch of the number of the newest process that clients' messages
+    /// can be sent to.
     async fn read_agent(&self, link: &Arc<Link>, connecting: Connecting) -> Result<watch::Receiver<u64>, SocketError> {
         let welcome = link.welcome().await.map_err(broken)?;
         self.disconnect().await;
@@ -91,7 +91,7 @@ impl Recorder {
         let (opened, is_opened) = watch::channel(0);
         let (appended, acknowledged) = watch::channel(position.seq);
         let incoming = link.read(position.seq);
-        // An earlier connection may have been closed before it acknowledged them.
+        // An earlier connection may have been closed before it acknowledged these entries.
         incoming.acknowledger().acknowledge(position.seq);
         let (recording, runtime) = (&self.recording, self.runtime.clone().unwrap_or_else(Handle::current));
         let span = info_span!("recorder", kernel_id = %recording.id);
@@ -122,7 +122,7 @@ impl Recorder {
     }
 }
 
-/// Waits until the sockets of this process, or of a later one, are connected.
+/// Waits until clients' messages can be sent to this process, or to a later one.
 async fn wait_until_opened(mut opened: watch::Receiver<u64>, process: u64) {
     // If the agent is gone, the kernel's phase reports this to the caller.
     if opened.wait_for(|opened| *opened >= process).await.is_err() {
@@ -132,7 +132,7 @@ async fn wait_until_opened(mut opened: watch::Receiver<u64>, process: u64) {
 
 /// How long acknowledgements are collected, because each of them wakes the agent.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(20);
-/// How long storing the last entries of a process may delay its end.
+/// How long storing the last entries of a process may delay the report of its end.
 const LAST_FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Acknowledges the agent's entries that are stored.
@@ -152,11 +152,12 @@ struct AgentReader {
     position: AgentPosition,
     /// The last entry that the agent had when this connection was made.
     catch_up_to: u64,
-    /// Whether clients' messages are sent to the process at the position.
+    /// Whether clients' messages can be sent to `position.process`.
     is_open: bool,
     /// The agent's last entry whose position was stored together with an entry of this log.
     recorded: u64,
     status: StatusFollower,
+    /// The number of the newest process that clients' messages can be sent to.
     opened: watch::Sender<u64>,
     /// The number of the agent's last entry that is in this log.
     appended: watch::Sender<u64>,
@@ -208,7 +209,7 @@ impl AgentReader {
 
     /// Acknowledges the entries of a process that has ended. The agent of a kernel that was shut down waits for this.
     async fn acknowledge_all(&self) {
-        // Without room on the disk, they are acknowledged once there is room.
+        // If the disk is full, the entries are acknowledged once there is room.
         if timeout(LAST_FLUSH_DEADLINE, self.recording.log.flushed()).await.is_ok() {
             self.acknowledger.acknowledge(self.position.seq);
         }
@@ -218,16 +219,16 @@ impl AgentReader {
     fn skip_to(&mut self, last: u64) {
         self.position.seq = last;
         let process = self.link.phase().borrow().process;
-        // The number of a process is at most that of its `Opened` entry. If it is greater than `last`, the entry is
-        // still to be read.
+        // The number of a process is at most that of its `Opened` entry. If it is greater than `last`, that entry is
+        // not among the missing ones and is still to be read.
         if process <= last {
             self.position.process = process;
             self.position.is_closed = false;
         }
     }
 
-    /// Allows clients' messages once the sockets of the current process are connected and all entries that the agent
-    /// had are in this log.
+    /// Allows clients' messages once the sockets of the current process are connected, and this log has all entries
+    /// that the agent had when this connection was made.
     async fn open_if_due(&mut self) {
         if self.is_open || self.position.is_closed || self.position.process == 0 || self.position.seq < self.catch_up_to
         {
@@ -275,7 +276,7 @@ impl AgentReader {
         }
         self.publish(&mut published, &block);
         if self.recorded != self.position.seq {
-            // The agent's last entries did not cause an entry in this log.
+            // The last entries of the block did not cause an entry in this log.
             self.store_position();
         }
         self.appended.send_replace(self.position.seq);
@@ -356,7 +357,7 @@ impl AgentReader {
     /// Allows clients' messages to be sent to the current process.
     async fn open(&mut self) {
         let recording = &self.recording;
-        // Before the senders are set, so that no client's request is sent first.
+        // Begin the setup before the senders are set, so that no client's request is sent first.
         if self.connecting == Connecting::Started {
             recording.setup.begin();
         }
@@ -383,7 +384,7 @@ impl AgentReader {
             if let Err(error) = self.send_unaccepted(log).await {
                 warn!(%error, "messages that did not reach the kernel cannot be sent again");
             }
-            // The agent's subscription is older than this connection.
+            // The agent subscribed before this connection was made.
             recording.connection_state.send_replace(ConnectionState::Subscribed);
             // Makes the kernel report its status.
             self.reconnected.notify_one();
@@ -393,7 +394,7 @@ impl AgentReader {
         self.opened.send_replace(self.position.process);
     }
 
-    /// Continues the numbers of messages after those that the agent has accepted.
+    /// Makes the numbers of messages continue after those that the agent has accepted.
     async fn continue_numbering(&mut self, log: u128) {
         let Ok(welcome) = self.link.welcome().await else { return };
         if welcome.accepted.log != Some(Uuid::from_u128(log)) {
@@ -410,7 +411,7 @@ impl AgentReader {
         }
     }
 
-    /// Sends messages that an earlier run of this program logged, but did not pass to the agent.
+    /// Sends messages that an earlier run of this program logged but did not pass to the agent.
     async fn send_unaccepted(&self, log: u128) -> Result<(), SendError> {
         let Ok(welcome) = self.link.welcome().await else {
             return Ok(());

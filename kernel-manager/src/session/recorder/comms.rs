@@ -38,7 +38,7 @@ static LISTING: Semaphore = Semaphore::const_new(2);
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Recording {
-    /// Makes a list of the open comms on a blocking thread.
+    /// Calls `list` with the open comms on a blocking thread.
     async fn list_comms<T: Send + 'static>(
         self: &Arc<Self>,
         list: impl FnOnce(&Comms) -> T + Send + 'static,

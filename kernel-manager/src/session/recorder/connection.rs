@@ -24,7 +24,7 @@ use crate::session::execution_state::ExecutionState;
 impl Recorder {
     /// Connects to a kernel that was just started and replaces the previous connection.
     pub(crate) async fn connect(&self, info: &ConnectionInfo, deadline: Duration) -> Result<(), SocketError> {
-        // Runs before the senders are set, so that no client's request is sent first.
+        // Begin the setup before the senders are set, so that no client's request is sent first.
         let connected = || self.recording.setup.begin();
         self.connect_sockets(info, deadline, connected).await.map(drop)
     }
@@ -38,7 +38,7 @@ impl Recorder {
         recorded: Option<DateTime<Utc>>,
     ) -> Result<(), SocketError> {
         self.recording.find_kernel_session().await;
-        // Runs before any message of this connection is appended.
+        // The attach is logged before any message of this connection.
         let attached = || {
             let unrecorded_ms = recorded.map(|recorded| (Utc::now() - recorded).num_milliseconds());
             self.attached(unrecorded_ms);
@@ -126,8 +126,8 @@ impl Recorder {
         *self.recording.publishing.borrow()
     }
 
-    /// Drains the iopub of a kernel that has ended. If another process keeps the socket open past the deadline, output
-    /// may be missing, and the log gets an entry for that.
+    /// Records the remaining output of a kernel that has ended. If another process keeps the iopub socket open past the
+    /// deadline, output may be missing, and the log gets an entry for that.
     pub(crate) async fn drain(&self, deadline: Duration) {
         let mut publishing = self.recording.publishing.subscribe();
         let ended = timeout(deadline, publishing.wait_for(|publishing| !publishing)).await;
@@ -147,7 +147,7 @@ impl Recorder {
         });
         let tasks = self.take_connection();
         if let Some(mut tasks) = tasks {
-            // Wait for the tasks, so that they append nothing after this.
+            // Wait until the tasks have ended, so that they append nothing after the disconnect.
             tasks.shutdown().await;
         }
         self.recording.publishing.send_replace(false);
@@ -165,7 +165,7 @@ impl Recorder {
         self.set_state(ExecutionState::Dead);
     }
 
-    /// Whether the kernel is not connected, as before the first connection.
+    /// Whether the kernel is not connected, but may be. False for a dead kernel.
     pub(crate) fn is_disconnected(&self) -> bool {
         *self.recording.connection_state.borrow() == ConnectionState::Down
     }

@@ -7,7 +7,7 @@ use jupyter_protocol::zmq::SocketError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The kernel is dead and will not be restarted by itself.
+    /// The kernel is dead and will not be restarted automatically.
     #[error("the kernel is dead; restart it or start another")]
     Dead,
     /// The kernel was shut down.

@@ -21,7 +21,7 @@ const MAX_BATCH_BYTES: usize = 256 << 10;
 /// The task yields after this many batches in a row.
 const BATCHES: usize = 8;
 
-/// Messages from iopub that are appended together. Dropping it appends them, in case the task ends first.
+/// Messages from iopub that are appended together. Dropping the batch appends them, in case the task ends first.
 struct Batch {
     recording: Arc<Recording>,
     messages: Vec<WireMessage>,
@@ -44,7 +44,8 @@ impl Drop for Batch {
     }
 }
 
-/// Records iopub without waiting for readers. Waits for the store only when the store is far behind.
+/// Records iopub without waiting for readers. Waits for the store only after a large message, and when the store is far
+/// behind.
 pub(super) async fn record_iopub(
     recording: Arc<Recording>,
     mut iopub: IopubSubscriber,
@@ -53,6 +54,7 @@ pub(super) async fn record_iopub(
     reconnected: Arc<Notify>,
 ) {
     let mut pauses = Pauses::new();
+    // Whether the connection was lost and nothing has been recorded since.
     let mut silent = false;
     let mut verifier = Verifier::new(Channel::Iopub, signer);
     let mut batch = Batch {

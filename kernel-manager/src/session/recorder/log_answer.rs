@@ -21,14 +21,14 @@ impl Recorder {
         }
         let on_main_shell = Header::parse(request.header()).is_ok_and(|header| header.subshell_id.is_none());
         let requests = self.recording.requests();
-        // The kernel's answer comes late but contains all comms.
+        // The kernel's own answer comes late but contains all comms.
         if msg_type == "comm_info_request" && requests.comms.is_incomplete() {
             return false;
         }
         on_main_shell && requests.kernel_info().is_some() && requests.busy_with().is_some()
     }
 
-    /// The reply between its busy and idle statuses, then the running execution's busy status, if any.
+    /// Returns the reply between a busy and an idle status, and then the running execution's busy status, if any.
     pub(crate) async fn answer_from_log(&self, request: &WireMessage) -> Vec<(Channel, WireMessage)> {
         let Ok(header) = Header::parse(request.header()) else {
             return Vec::new();

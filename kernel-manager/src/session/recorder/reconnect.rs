@@ -1,5 +1,5 @@
-//! Reconnects sockets that were lost while the kernel lives. Each socket reconnects independently until the provider
-//! reports the kernel gone; clients' messages wait.
+//! Reconnects sockets whose connection is lost while the kernel runs. Each socket reconnects independently until the
+//! provider reports that the kernel is gone. Clients' messages wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,7 +33,7 @@ const SEND_DEADLINE: Duration = Duration::from_secs(60);
 /// publish nothing for long.
 const SUBSCRIBED_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Pauses between attempts to reconnect. They keep growing if a connection is lost soon after it was made.
+/// The pauses between attempts to reconnect. They keep growing if a connection is lost soon after it was made.
 pub(super) struct Pauses {
     backoff: Backoff,
     connected: Instant,
@@ -47,7 +47,7 @@ impl Pauses {
         }
     }
 
-    /// Retries until it succeeds. The caller drops the future when the kernel is gone.
+    /// Calls `connect` until it succeeds. The caller drops the future when the kernel is gone.
     async fn connect<T, F>(&mut self, channel: Channel, connect: impl Fn() -> F) -> T
     where
         F: Future<Output = Result<T, SocketError>>,
@@ -64,7 +64,7 @@ impl Pauses {
                     self.connected = Instant::now();
                     return connected;
                 }
-                Ok(Err(error)) => debug!(%channel, %error, "the kernel cannot be connected to"),
+                Ok(Err(error)) => debug!(%channel, %error, "cannot connect to the kernel"),
                 Err(_) => debug!(%channel, "the kernel's socket does not answer"),
             }
         }
@@ -92,7 +92,7 @@ impl Sender {
 }
 
 fn unreachable(channel: Channel) -> SocketError {
-    SocketError::Broken(format!("its {channel} socket cannot be reached"))
+    SocketError::Broken(format!("the kernel's {channel} socket cannot be reached"))
 }
 
 impl Recording {
@@ -120,8 +120,8 @@ impl Recording {
                 | ConnectionState::Subscribed
                 | ConnectionState::Live => {
                     let sender = self.senders.of(channel).lock().await;
-                    // The request may make the kernel ask for input, so stdin must be connected too. A locked stdin
-                    // is in use, so it is connected.
+                    // The request may make the kernel ask for input, so stdin must be connected, too. If its sender is
+                    // locked, it is in use and so connected.
                     let can_answer = !is_request
                         || self
                             .senders
@@ -201,7 +201,7 @@ impl Recording {
     }
 
     /// Sends a logged message again after a failure, once the socket is reconnected. Code is sent only in the
-    /// connection generation in which it was logged, because a restart has ended its execution.
+    /// connection generation in which it was logged: a restart begins a new generation and ends the execution.
     #[allow(clippy::too_many_arguments)]
     pub(super) async fn send_again(
         &self,
@@ -255,7 +255,7 @@ impl Recording {
         receiver.with_memory(&self.memory)
     }
 
-    /// Subscribes again. The kernel's state is unknown until the kernel publishes it.
+    /// Subscribes again. Until the kernel publishes its state, an idle kernel counts as busy.
     pub(super) async fn reconnect_iopub(&self, address: &str, pauses: &mut Pauses) -> IopubSubscriber {
         self.connection_state.send_if_modified(|state| {
             let up = matches!(
@@ -295,7 +295,7 @@ pub(super) async fn recover(recording: Arc<Recording>, reconnected: Arc<Notify>)
                     debug!(%error, "pending executions were not recovered");
                 }
             }
-            // The replies to the recovery's own requests may be lost too, so start again.
+            // The replies to the recovery's own requests may be lost, too, so start again.
             () = reconnected.notified() => reconnected.notify_one(),
         }
     }

@@ -54,7 +54,8 @@ impl Recording {
         let mut sender = self.sender_for(channel, session).await?;
         let generation = self.generation.load(Ordering::Acquire);
         let ours = matches!(requester, Requester::Internal(_));
-        // The sender's lock is held, so no other request can be appended between this check and the append.
+        // The sender's lock is held, so no other message of the channel can be appended between this check and the
+        // append.
         if !ours && self.was_sent_before(&header.msg_id, &message).await {
             debug!(msg_id = %header.msg_id, "dropped a message that was sent to the kernel before");
             return Ok(());
@@ -66,7 +67,7 @@ impl Recording {
             let answered = self.requests().answer(&message);
             match answered {
                 Answered::Question(question) => Some(question),
-                // The kernel would take it for the answer to its next question.
+                // The kernel would take this answer for the answer to its next question.
                 Answered::TooLate => {
                     debug!(session, "dropped an answer to a question that is not open");
                     return Ok(());
@@ -119,7 +120,7 @@ impl Recording {
                 return sent;
             }
             // The client saw the request in the log or waits for its reply, and will not repeat it. So mark the
-            // execution as lost. A restart has already ended its executions.
+            // execution as lost. If the kernel was restarted, the execution has already ended.
             if !matches!(error, SendError::Restarted) {
                 self.mark_lost(&[unsent.msg_id.into()], &self.kernel_session());
             }
@@ -131,8 +132,8 @@ impl Recording {
         sent
     }
 
-    /// Whether this process or an earlier one sent this message to the kernel. A different message with the same id
-    /// does not count.
+    /// Whether this program or an earlier run of it sent this message to the kernel. A different message with the same
+    /// id does not count.
     pub(super) async fn was_sent_before(&self, msg_id: &str, message: &WireMessage) -> bool {
         let known = self.requests().knows(msg_id);
         if known == Known::No {
@@ -157,12 +158,13 @@ impl Recording {
         }
         match message_at(&self.log, before).await {
             Ok(Some((_, before))) => is_same_request(&before, message),
-            // It was sent, although its content cannot be compared.
+            // A message with this id was sent, although its content cannot be compared.
             Ok(None) | Err(_) => true,
         }
     }
 
-    /// The session that requested the execution of this reply, even if an earlier process sent the request.
+    /// The session that requested the execution to which this reply belongs, even if an earlier run of this program
+    /// sent the request.
     pub(super) fn session_of_execution(&self, message: &WireMessage) -> Option<Arc<str>> {
         let parent = message.parent_ref().ok()?;
         Some(self.requests().session_of(&parent.msg_id)?.into())
@@ -189,7 +191,8 @@ impl Recording {
             for (seq, message) in (first.0..).zip(messages) {
                 requests.on_kernel_message(Seq(seq), now, channel, message);
             }
-            // Set before readers see the entries, so that a client that has received `idle` does not read `busy`.
+            // Set the state before readers see the entries, so that a client that has received `idle` does not read
+            // `busy`.
             if let Some(state) = state {
                 self.set_state(state);
             }
@@ -240,7 +243,7 @@ impl Recording {
         });
     }
 
-    /// Notifies the other sessions with this question that `session` answered it.
+    /// Notifies the other sessions that received this question that `session` answered it.
     fn notify_answered(&self, question: &Question, session: &str) {
         let message = question.answered_message(&self.kernel_session());
         self.log.append([NewEntry {
@@ -293,7 +296,7 @@ impl Recording {
         self.log.append([entry])
     }
 
-    /// The session in the kernel's newest status; the recorder's own before the first one.
+    /// The session of the kernel's newest status; the recorder's own session before the first one.
     pub(super) fn kernel_session(&self) -> Arc<str> {
         lock(&self.kernel_session).clone()
     }
@@ -372,7 +375,7 @@ fn is_same_request(one: &WireMessage, other: &WireMessage) -> bool {
             && matches!((parsed::<Execute>(one), parsed::<Execute>(other)), (Some(one), Some(other)) if one.code == other.code)
 }
 
-/// Whether this runs code. An execution belongs to the process that it was sent to.
+/// Whether the message runs code, so that it belongs to one process of the kernel and ends with it.
 pub(super) fn is_execution(message: &WireMessage) -> bool {
     &*msg_type(message) == "execute_request"
 }
@@ -391,8 +394,8 @@ fn is_read_only(message: &WireMessage) -> bool {
     )
 }
 
-/// Guards an appended message. If it is not sent, because the socket broke or the caller was cancelled, dropping this
-/// allows a client to repeat the message.
+/// Guards an appended message. If the message is not sent, because the socket broke or the caller was cancelled,
+/// dropping the guard allows a client to repeat the message.
 struct UnsentRequest<'a> {
     recording: &'a Recording,
     msg_id: &'a str,

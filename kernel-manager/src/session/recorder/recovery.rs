@@ -1,5 +1,5 @@
 //! Finds executions whose end went unrecorded, after a lost connection or a restart of this process. A kernel answers
-//! in order, so once it answers a new request, everything sent before it is done.
+//! in order, so once it answers a new request, it has handled everything that was sent before.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use crate::session::execution_record::ExecutionRecord;
 use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply::{self, LostReply};
 
-/// How long to wait for the status after a kernel's answer. Some kernels' statuses have no parent and are not
+/// How long to wait for the status after a kernel's answer. Some kernels send statuses without a parent, which are not
 /// recognized.
 const STATUS_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a kernel has to list its subshells.
@@ -74,7 +74,7 @@ impl Drop for StatusWaiter<'_> {
     }
 }
 
-/// The request and the last entry of each execution. Any progress changes the result.
+/// The request's entry and the last entry of each execution. Any progress changes the result.
 fn positions(executions: &[ExecutionRecord]) -> Vec<(Seq, Seq)> {
     let positions = executions.iter().map(|execution| (execution.request, execution.last));
     positions.collect()
@@ -141,8 +141,8 @@ impl Recording {
         Ok((!has).then_some(session))
     }
 
-    /// Waits until the kernel answers a request and everything published before is recorded. Returns the kernel's
-    /// session, or `None` if it restarts instead.
+    /// Waits until the kernel answers a request and everything that it published before the answer is recorded. Returns
+    /// the kernel's session, or `None` if the kernel restarts instead.
     async fn probe(&self, subshell: Option<&str>) -> Result<Option<String>, SendError> {
         let mut request = Message::new(KernelInfoRequest::default(), OUR_SESSION);
         if let Some(subshell) = subshell {

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use super::reconnect::Pauses;
 use super::{LARGE, Recording};
 
-/// Records messages from shell, control or stdin.
+/// Records the messages from one socket: shell, control or stdin.
 pub(super) async fn record_replies(
     recording: Arc<Recording>,
     channel: Channel,
@@ -43,7 +43,7 @@ pub(super) async fn record_replies(
             Err(Refused::Broken) => true,
         };
         if broken {
-            // Some kernels refuse a second connection with the same identity.
+            // Close the socket first, because some kernels refuse a second connection with the same identity.
             drop(socket);
             socket = recording
                 .reconnect_dealer(channel, &address, &identity, &signer, &mut pauses)

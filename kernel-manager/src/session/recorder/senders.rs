@@ -36,7 +36,7 @@ impl Senders {
     }
 }
 
-/// Signs messages and sends them to the kernel.
+/// Sends messages to the kernel. Signs them, except for an agent, which signs them itself.
 pub(super) struct Sender {
     pub(super) signer: Signer,
     pub(super) to: Destination,

@@ -1,9 +1,9 @@
 //! Makes ipykernel wait for its subscriber instead of dropping output.
 //!
 //! ipykernel's iopub socket drops messages while more than 1,000 are queued, before the recorder can read them. One
-//! request sets `XPUB_NODROP` on that socket, and a full queue then slows the kernel down. The recorder sends it after
-//! a kernel that it started has answered for the first time, before any client request. The log contains neither the
-//! request nor its reply nor their `status` messages.
+//! request sets `XPUB_NODROP` on that socket, and a full queue then slows the kernel down. The recorder sends it once a
+//! kernel that was just started has answered for the first time, before any client request. The log contains neither
+//! the request nor its reply nor its `status` messages.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -67,7 +67,7 @@ impl Setup {
         *self.pending.borrow()
     }
 
-    /// Waits until clients' requests may be sent. A start has a deadline, so this returns.
+    /// Waits until clients' requests may be sent. A start has a deadline, so the wait is bounded.
     pub(super) async fn done(&self) {
         // `self` holds the sender, so this cannot fail.
         let _ = self.pending.subscribe().wait_for(|pending| !pending).await;
@@ -117,8 +117,8 @@ impl Drop for SetupGuard<'_> {
 }
 
 impl Recording {
-    /// Releases clients' requests after a started kernel's first `kernel_info_reply`. With `lossless`, ipykernel gets
-    /// the setup request first. Its reply is not awaited, because a kernel answers in order.
+    /// Releases clients' requests after a started kernel's first `kernel_info_reply`. With `lossless`, ipykernel is
+    /// first sent the setup request. Its reply is not awaited, because a kernel handles requests in order.
     pub(super) async fn set_up(&self, kernel_info: &WireMessage, lossless: bool) {
         if lossless && is_ipykernel(kernel_info) {
             self.wait_for_subscriber().await;

@@ -30,7 +30,7 @@ impl Recorder {
     /// Records messages that arrived together on iopub.
     pub(crate) fn on_published(&self, messages: &[WireMessage]) {
         let mut status = StatusFollower::default();
-        // Otherwise every call could append `Lifecycle::Idle`.
+        // Mark the kernel as having been idle. Otherwise, every call could append `Lifecycle::Idle`.
         status.idle_for_the_first_time();
         self.recording.record_published(messages, &mut status, Utc::now());
     }

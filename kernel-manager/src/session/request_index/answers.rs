@@ -14,14 +14,14 @@ impl RequestIndex {
         of_session.filter_map(|execution| execution.open_input).collect()
     }
 
-    /// Closes the question that an `input_reply` answers. The caller sends only answers to open and unknown questions:
-    /// the kernel would take any other one for the answer to its next question.
+    /// Closes the question that an `input_reply` answers. The caller does not send an answer that is too late, because
+    /// the kernel would take it for the answer to its next question.
     pub(in crate::session) fn answer(&mut self, reply: &WireMessage) -> Answered {
         let parent = reply.parent_ref().map(|parent| parent.msg_id.into_owned());
         let parent = parent.unwrap_or_default();
         let answered = match self.questions.answer(reply) {
-            // This process did not see the question. If the reply has a parent that is not the request of an unfinished
-            // execution, the reply counts as too late.
+            // The question is unknown to this process. The reply counts as too late if it has a parent and the parent
+            // is not the request of an unfinished execution.
             Answered::Unknown if !parent.is_empty() && !self.is_running(&parent) => Answered::TooLate,
             answered => answered,
         };

@@ -1,4 +1,4 @@
-//! Restores the requests and executions of an earlier process.
+//! Restores the requests and executions that an earlier process recorded.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl RequestIndex {
             CommState::in_log(is_incomplete)
         };
         if let Some(json) = log.index_get(keys::AGENT).await? {
-            // Without it, the agent's log is read from its start.
+            // If the record cannot be parsed, the agent's log is read from its start.
             requests.agent = serde_json::from_slice(&json).ok();
         }
         requests.kernel_info = log.index_get(keys::KERNEL_INFO).await?;
