@@ -196,7 +196,7 @@ async fn supervise(kernel: Weak<K8sKernel>, mut last: Arc<Pod>, mut updates: wat
             // The exit is reported when the deleted pod is gone.
             _ if is_deleted => None,
             PodPhase::Ended(cause) => Some(cause),
-            PodPhase::CannotStart(failure) => Some(ExitCause::Unknown(format!("{failure:?}"))),
+            PodPhase::CannotStart(failure) => Some(ExitCause::Unknown(failure.to_string())),
             _ => None,
         };
         if let Some(cause) = ended {

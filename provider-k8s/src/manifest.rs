@@ -12,6 +12,7 @@ use jupyter_protocol::{ConnectionInfo, InstalledKernelspec, KernelId, Key};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kernel_provider::agent::Launch;
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use agent::AgentParams;
@@ -163,8 +164,7 @@ impl Manifest {
     /// Stable hash of the kernelspec, settings and environment, usable as a label value.
     ///
     /// It ignores object names, keys, tokens, the owner, the request's annotations and the launch time, so equal pods
-    /// have equal fingerprints. It also ignores an agent's launch, which contains keys, and with it the kernelspec's
-    /// `argv`.
+    /// have equal fingerprints.
     pub(crate) fn fingerprint(&self) -> String {
         let mut pod = self.pod.clone();
         pod.metadata.name = None;
@@ -194,6 +194,12 @@ impl Manifest {
         for (name, value) in self.secret.iter().filter(|(name, _)| !is_random(name)) {
             hash.update(name);
             hash.update(&value.0);
+        }
+        // An agent's launch contains keys, too, so only its kernelspec counts.
+        let launch = self.secret.get(names::LAUNCH_KEY);
+        if let Some(launch) = launch.and_then(|launch| serde_json::from_slice::<Launch>(&launch.0).ok()) {
+            // Serializing a kernelspec cannot fail.
+            hash.update(serde_json::to_string(&launch.spec).unwrap_or_default());
         }
         hash.finalize()
             .iter()
@@ -307,7 +313,6 @@ fn check_variable(name: &str) -> Result<(), String> {
 mod tests {
     use std::path::PathBuf;
 
-    use kernel_provider::agent::Launch;
     use serde_json::{Value, json};
 
     use super::container::KEEP_SCRIPT;
@@ -427,6 +432,17 @@ mod tests {
             })
         );
         assert_ne!(of(AGENT), manifest(json!({"image": "x"})).unwrap().fingerprint());
+    }
+
+    #[test]
+    fn fingerprints_depend_on_the_command_that_an_agent_runs() {
+        let mut manifest = manifest_with(json!({"image": "x"}), Some(AGENT)).unwrap();
+        let before = manifest.fingerprint();
+        let launch = manifest.secret.get_mut(names::LAUNCH_KEY).unwrap();
+        let mut changed: Launch = serde_json::from_slice(&launch.0).unwrap();
+        changed.spec.argv.push("--debug".to_owned());
+        launch.0 = serde_json::to_vec(&changed).unwrap();
+        assert_ne!(manifest.fingerprint(), before);
     }
 
     #[test]

@@ -66,11 +66,13 @@ pub(crate) enum StartStep {
 }
 
 /// Why a pod does not start.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StartFailure {
     /// No node has room for the pod; carries Kubernetes' message.
+    #[error("no node has room for the pod: {0}")]
     NoRoom(String),
     /// The pod's image, container or configuration is faulty.
+    #[error("{reason}: {message}")]
     Broken {
         /// Kubernetes' reason code, such as `ErrImagePull`.
         reason: String,

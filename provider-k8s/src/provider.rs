@@ -290,7 +290,7 @@ impl KernelProvider for K8sProvider {
             PodPhase::Ending => return Err(gone(phase::removal_cause(pod))),
             PodPhase::Ended(cause) => return Err(gone(cause)),
             PodPhase::CannotStart(failure) => {
-                return Err(gone(ExitCause::Unknown(format!("it did not start: {failure:?}"))));
+                return Err(gone(ExitCause::Unknown(format!("it did not start: {failure}"))));
             }
             PodPhase::Starting(_) if !self.cluster.has_secret(pod).await? => {
                 let reason = "its pod has no Secret yet";

@@ -125,8 +125,8 @@ impl K8sKernel {
 
     /// Starts the kernel in a new pod, after the old one was deleted.
     ///
-    /// The first attempt creates the pod from `updated` if there is one. Every other attempt recreates the old pod.
-    /// Transient errors are retried, because otherwise the kernel would be lost.
+    /// Creates the pod from `updated` if there is one, and otherwise recreates the old pod. Transient errors are retried,
+    /// because otherwise the kernel would be lost.
     async fn start_in_new_pod(
         &self,
         context: &LaunchContext<'_>,
@@ -140,9 +140,8 @@ impl K8sKernel {
                 Some(registry) => Some(start::within(context, registry.launch_lock(self.id)).await?),
                 None => None,
             };
-            let manifest = updated
-                .take()
-                .unwrap_or_else(|| Manifest::recreate(self.id, pod, secret));
+            // Each attempt needs a manifest of its own, because its objects have new names.
+            let manifest = updated.unwrap_or_else(|| Manifest::recreate(self.id, pod, secret));
             match start::start(context, manifest, launch_lock).await {
                 Err(error) if is_transient(&error) && backoff.retries() < MAX_RESTART_RETRIES => {
                     let pause = backoff.next_pause();
@@ -151,6 +150,7 @@ impl K8sKernel {
                     }
                     tracing::warn!(kernel = %self.id, %error, "retrying a restart");
                     tokio::time::sleep(pause).await;
+                    updated = self.updated_manifest().await;
                 }
                 outcome => return outcome,
             }
