@@ -365,6 +365,8 @@ impl Kernel {
             reason: cause.to_string(),
             output: String::new(),
         });
+        // A client that sees that the kernel is gone can then read how it ended.
+        self.recorder.store_last_entries().await;
         self.log().close();
         if let Some(keeper) = self.keeper.upgrade() {
             keeper.remove(self.id());

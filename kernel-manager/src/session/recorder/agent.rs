@@ -132,8 +132,6 @@ async fn wait_until_opened(mut opened: watch::Receiver<u64>, process: u64) {
 
 /// How long acknowledgements are collected, because each of them wakes the agent.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(20);
-/// How long storing the last entries of a process may delay the report of its end.
-const LAST_FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Acknowledges the agent's entries that are stored.
 async fn acknowledge(recording: Arc<Recording>, mut appended: watch::Receiver<u64>, acknowledger: Acknowledger) {
@@ -210,7 +208,7 @@ impl AgentReader {
     /// Acknowledges the entries of a process that has ended. The agent of a kernel that was shut down waits for this.
     async fn acknowledge_all(&self) {
         // If the disk is full, the entries are acknowledged once there is room.
-        if timeout(LAST_FLUSH_DEADLINE, self.recording.log.flushed()).await.is_ok() {
+        if self.recording.store_last_entries().await {
             self.acknowledger.acknowledge(self.position.seq);
         }
     }

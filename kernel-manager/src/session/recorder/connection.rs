@@ -165,6 +165,11 @@ impl Recorder {
         self.set_state(ExecutionState::Dead);
     }
 
+    /// Waits until the last entries of a kernel that has ended are stored. On a full disk, the wait is short.
+    pub(crate) async fn store_last_entries(&self) {
+        self.recording.store_last_entries().await;
+    }
+
     /// Whether the kernel is not connected, but may be. False for a dead kernel.
     pub(crate) fn is_disconnected(&self) -> bool {
         *self.recording.connection_state.borrow() == ConnectionState::Down

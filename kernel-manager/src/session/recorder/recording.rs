@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -11,6 +12,7 @@ use kernel_log::{Lifecycle, NewEntry, Origin, Seq};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::{ConnectionState, OUR_SESSION, Recording, SendError, lock};
@@ -26,10 +28,19 @@ use crate::session::replay::kernel_session;
 use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply;
 
+/// How long storing a kernel's last entries may delay its end.
+const LAST_ENTRIES_DEADLINE: Duration = Duration::from_secs(2);
+
 impl Recording {
     /// Locks the index and ignores poisoning: a panic loses at most the message that was being indexed.
     pub(super) fn requests(&self) -> MutexGuard<'_, RequestIndex> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the last entries of a kernel that has ended are stored. Returns `false` if that takes too long, as on
+    /// a full disk.
+    pub(super) async fn store_last_entries(&self) -> bool {
+        timeout(LAST_ENTRIES_DEADLINE, self.log.flushed()).await.is_ok()
     }
 
     /// Sends one of the recorder's own requests; `None` if the kernel restarts before it answers.
