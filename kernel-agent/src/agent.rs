@@ -12,7 +12,7 @@ use std::time::Duration;
 use jupyter_protocol::kernelspec::SearchPath;
 use jupyter_protocol::zmq::{MAX_MESSAGE_BYTES, MessageMemory};
 use jupyter_protocol::{InstalledKernelspec, Transport};
-use kernel_log::{DiskOptions, DiskStore, Durability, Log, LogOptions, Logs, Seq, WhenFull};
+use kernel_log::{DiskOptions, DiskStore, Durability, Log, LogOptions, Logs, NewEntry, Seq, WhenFull};
 use kernel_provider::agent::{Accepted, Launch, Listen, ProcessPhase};
 use kernel_provider::{Exit, ExitCause, KernelHandle, KernelProvider, LaunchError, LaunchRequest, Phase, Progress};
 use provider_local::{InheritEnv, LocalOptions, LocalProvider, TransportChoice};
@@ -32,8 +32,8 @@ use crate::server;
 const MESSAGE_MEMORY: u64 = 256 << 20;
 /// The most bytes that wait for the disk. Beyond that, reading from the kernel pauses.
 const WAITING_BYTES: usize = 16 << 20;
-/// The agent's thread stores up to this many bytes itself, because waking another thread takes longer.
-const INLINE_BYTES: usize = 16 << 10;
+/// Up to this many bytes are stored by the agent's own thread, because waking another thread takes longer.
+const STORE_HERE_BYTES: usize = 16 << 10;
 /// How many bytes more than its bound the spool may have: a message that was being read when the bound was reached, and
 /// the messages that wait for the disk.
 const SLACK_BYTES: u64 = MAX_MESSAGE_BYTES + WAITING_BYTES as u64;
@@ -73,6 +73,11 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// Appends entries to the log.
+    pub(crate) fn append<'a>(&self, entries: impl IntoIterator<Item = NewEntry<'a>>) {
+        self.log.append_unstored(entries).store_here(STORE_HERE_BYTES);
+    }
+
     /// The kernel; `None` until it has started.
     pub(crate) fn kernel(&self) -> Option<&Arc<dyn KernelHandle>> {
         self.kernel.get()
@@ -281,8 +286,7 @@ fn open_logs(launch: &Launch) -> io::Result<Logs> {
         .with_stored_age(None)
         .with_when_full(WhenFull::Wait)
         // The spool is useless after a failure of the machine, because the kernel is gone too.
-        .with_durability(Durability::Process)
-        .with_inline_bytes(INLINE_BYTES);
+        .with_durability(Durability::Process);
     Logs::new(Arc::new(store), options).map_err(io::Error::other)
 }
 

@@ -143,7 +143,7 @@ impl Agent {
 
     /// Appends an event to the log.
     pub(crate) fn append_event(&self, event: &Event) {
-        self.log.append([NewEntry {
+        self.append([NewEntry {
             origin: Origin::Lifecycle,
             channel: Channel::Iopub,
             session: "",

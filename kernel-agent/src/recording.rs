@@ -61,8 +61,8 @@ impl Agent {
         }
     }
 
-    fn append(&self, channel: Channel, messages: &[WireMessage]) {
-        self.log.append(messages.iter().map(|message| NewEntry {
+    fn append_messages(&self, channel: Channel, messages: &[WireMessage]) {
+        self.append(messages.iter().map(|message| NewEntry {
             origin: Origin::Kernel,
             channel,
             session: "",
@@ -135,7 +135,7 @@ pub(crate) async fn record_iopub(agent: Arc<Agent>, mut iopub: IopubSubscriber, 
             next = iopub.try_recv();
         }
         if !messages.is_empty() {
-            agent.append(Channel::Iopub, &messages);
+            agent.append_messages(Channel::Iopub, &messages);
             messages.clear();
             if bytes >= LARGE {
                 agent.log.flushed().await;
@@ -184,7 +184,7 @@ pub(crate) async fn record_replies(
         match verifier.admit(socket.recv().await).await {
             Ok(message) => {
                 let is_large = message.size() >= LARGE;
-                agent.append(channel, std::slice::from_ref(&message));
+                agent.append_messages(channel, std::slice::from_ref(&message));
                 if is_large {
                     drop(message);
                     agent.log.flushed().await;

@@ -82,6 +82,23 @@ impl Log {
         entries: impl IntoIterator<Item = NewEntry<'a>>,
         index: impl FnOnce(Seq) -> Vec<IndexUpdate>,
     ) -> Seq {
+        self.append_indexed_unstored(time, entries, index).last()
+    }
+
+    /// As [`append`](Self::append), but the caller decides which thread stores the entries: its own, with
+    /// [`Unstored::store_here`], or else the one that stores all logs.
+    pub fn append_unstored<'a>(&self, entries: impl IntoIterator<Item = NewEntry<'a>>) -> Unstored<'_> {
+        self.append_indexed_unstored(Utc::now(), entries, |_| Vec::new())
+    }
+
+    /// As [`append_unstored`](Self::append_unstored), with the time and the updates of the index of
+    /// [`append_indexed`](Self::append_indexed).
+    pub fn append_indexed_unstored<'a>(
+        &self,
+        time: DateTime<Utc>,
+        entries: impl IntoIterator<Item = NewEntry<'a>>,
+        index: impl FnOnce(Seq) -> Vec<IndexUpdate>,
+    ) -> Unstored<'_> {
         let mut state = self.shared.state();
         let first = state.pending.last().next();
         for entry in entries {
@@ -91,14 +108,10 @@ impl Log {
         state.pending.update_index(updates);
         state.pending.end_append();
         self.shared.count(&mut state);
-        let last = state.pending.last();
-        if self.shared.begin_inline(&mut state) {
-            drop(state);
-            writer::store_inline(&self.shared);
-        } else {
-            self.shared.wake_writer(&mut state);
+        Unstored {
+            shared: &self.shared,
+            last: state.pending.last(),
         }
-        last
     }
 
     /// Updates the index. The update is stored soon, but not before earlier appended entries. Never waits.
@@ -278,5 +291,44 @@ impl Log {
         let _ = head
             .wait_for(|head| head.seq >= last && head.index_updates >= index_updates)
             .await;
+    }
+}
+
+/// Appended entries, returned by [`Log::append_unstored`]. Dropping this passes them to the thread that stores all logs.
+#[must_use]
+pub struct Unstored<'a> {
+    shared: &'a Arc<OpenLog>,
+    last: Seq,
+}
+
+impl fmt::Debug for Unstored<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unstored")
+            .field("last", &self.last)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Unstored<'_> {
+    /// The number of the last entry.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// Stores the entries in this thread if not more than `max_bytes` wait to be stored, no other thread is storing
+    /// entries of this log, and the durability is not [`Durability::Always`](super::Durability::Always). That saves the
+    /// time to wake another thread, but blocks this one while the store is slow.
+    pub fn store_here(self, max_bytes: usize) {
+        let is_here = self.shared.begin_inline(&mut self.shared.state(), max_bytes);
+        if is_here {
+            writer::store_inline(self.shared);
+        }
+    }
+}
+
+impl Drop for Unstored<'_> {
+    fn drop(&mut self) {
+        self.shared.wake_writer(&mut self.shared.state());
     }
 }

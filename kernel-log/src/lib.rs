@@ -84,7 +84,7 @@ pub use cursor::{Cursor, Epoch, InvalidCursor, Seq};
 pub use entry::{Entry, NewEntry, Origin};
 pub use execution_status::{ExecutionStatus, InvalidExecutionStatus};
 pub use execution_tracker::{ExecutionEvent, ExecutionTracker};
-pub use handle::Log;
+pub use handle::{Log, Unstored};
 pub use index::IndexUpdate;
 pub use lifecycle::{LIFECYCLE, Lifecycle};
 pub use logs::{Logs, RemoveError};

@@ -258,12 +258,11 @@ impl OpenLog {
 
     /// Returns `true` if the calling thread must store the pending entries. The writer's thread does not take the log
     /// meanwhile.
-    pub(super) fn begin_inline(&self, state: &mut LogState) -> bool {
-        let options = &self.options;
-        let is_inline = options.durability == Durability::Process
+    pub(super) fn begin_inline(&self, state: &mut LogState, max_bytes: usize) -> bool {
+        let is_inline = self.options.durability != Durability::Always
             && !state.with_writer
             && !state.pending.is_empty()
-            && state.pending.bytes() <= options.inline_bytes;
+            && state.pending.bytes() <= max_bytes;
         state.with_writer |= is_inline;
         is_inline
     }

@@ -30,10 +30,6 @@ pub struct LogOptions {
     pub stored_age: Option<Duration>,
     /// Which failures entries survive once readers have them.
     pub durability: Durability,
-    /// Maximum number of bytes that the appending thread stores itself, with [`Durability::Process`] and if nothing
-    /// else of the log is waiting. Readers get them sooner, but the thread waits for the disk. By default 0: a separate
-    /// thread stores everything.
-    pub inline_bytes: usize,
     /// What happens to entries that the store refuses, as on a full disk.
     pub when_full: WhenFull,
     /// How long refused entries are retried after [`Logs::close`](super::Logs::close) is called or
@@ -133,13 +129,6 @@ impl LogOptions {
         self
     }
 
-    /// Sets how many bytes the appending thread stores itself at most.
-    #[must_use]
-    pub fn with_inline_bytes(mut self, inline_bytes: usize) -> Self {
-        self.inline_bytes = inline_bytes;
-        self
-    }
-
     /// Sets what happens to entries that the store refuses.
     #[must_use]
     pub fn with_when_full(mut self, when_full: WhenFull) -> Self {
@@ -184,7 +173,6 @@ impl Default for LogOptions {
             owner_bytes: None,
             stored_age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
             durability: Durability::default(),
-            inline_bytes: 0,
             when_full: WhenFull::default(),
             close_timeout: Duration::from_secs(10),
         }

@@ -118,6 +118,18 @@ impl Queue {
         self.deadline.get().is_some_and(|deadline| *deadline <= Instant::now())
     }
 
+    /// Requests the sync of a block that was written, with [`Durability::Batched`].
+    fn written(&self, written: &Written) {
+        if let Some(wanted) = &self.wanted
+            && written.stored
+        {
+            wanted.stored();
+            if written.sync_soon {
+                wanted.soon();
+            }
+        }
+    }
+
     /// Requests a sync, with [`Durability::Batched`].
     pub(super) fn sync_soon(&self) {
         if let Some(wanted) = &self.wanted {
@@ -131,7 +143,6 @@ pub(super) struct Rounds {
     waiting: Receiver<Arc<OpenLog>>,
     /// The store to sync before publishing, with [`Durability::Always`].
     always: Option<Arc<dyn LogStore>>,
-    wanted: Option<Arc<Wanted>>,
     sync_fails: bool,
     /// Logs with a write that was passed to the store and is not published yet.
     round: Vec<(Arc<OpenLog>, Written)>,
@@ -151,7 +162,6 @@ impl Rounds {
         let rounds = Self {
             waiting,
             always,
-            wanted: wanted.clone(),
             sync_fails: false,
             round: Vec::new(),
             refused: BTreeMap::new(),
@@ -236,14 +246,7 @@ impl Rounds {
     /// Publishes the stored entries to readers.
     pub(super) fn publish(&mut self) {
         for (log, written) in self.round.drain(..) {
-            if let Some(wanted) = &self.wanted
-                && written.stored
-            {
-                wanted.stored();
-                if written.sync_soon {
-                    wanted.soon();
-                }
-            }
+            log.writer.written(&written);
             if publish(&log, written) {
                 // The log goes to the end of the queue, so that a flood does not starve the others.
                 log.writer.push(log.clone());
@@ -257,7 +260,10 @@ impl Rounds {
 pub(super) fn store_inline(log: &Arc<OpenLog>) {
     let more = match store(log) {
         Stored::Nothing => false,
-        Stored::Written(written) => publish(log, written),
+        Stored::Written(written) => {
+            log.writer.written(&written);
+            publish(log, written)
+        }
         Stored::Refused(_) => true,
     };
     if more {

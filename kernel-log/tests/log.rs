@@ -9,11 +9,11 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use jupyter_protocol::{Channel, KernelId};
 use kernel_log::{
-    Block, Cursor, DiskStore, Durability, Epoch, InvalidCursor, LogInfo, LogOptions, Logs, MemoryStore, NewEntry,
-    Origin, ReadError, RemoveError, Seq,
+    Block, Cursor, DiskStore, Epoch, InvalidCursor, LogInfo, LogOptions, Logs, MemoryStore, NewEntry, Origin,
+    ReadError, RemoveError, Seq,
 };
 
-use common::{append, flushed_and_trimmed, message, options, read_to, stores};
+use common::{append, entry, flushed_and_trimmed, message, options, read_to, stores};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_reader_reads_every_entry_once_wherever_it_starts() {
@@ -281,21 +281,23 @@ fn a_cursor_parses_from_its_own_text_and_from_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn small_appends_are_stored_by_the_appending_thread() {
     for (name, store, _folder) in stores() {
-        let options = LogOptions::default()
-            .with_durability(Durability::Process)
-            .with_inline_bytes(10_000);
-        let logs = Logs::new(store, options).unwrap();
+        let logs = Logs::new(store, LogOptions::default()).unwrap();
         let log = logs.open(KernelId::random()).await.unwrap();
-        append(&log, [1], 100);
+        let append = |n: u64, size: usize| {
+            let unstored = log.append_unstored([entry(&message(n, size))]);
+            assert_eq!(unstored.last(), Seq(n), "{name}");
+            unstored.store_here(10_000);
+        };
+        append(1, 100);
         assert_eq!(log.head(), Seq(1), "{name}");
         // The writer thread stores large appends, and also small ones while it is writing the log.
         for n in 2..=500 {
-            append(&log, [n], if n % 3 == 0 { 20_000 } else { 100 });
+            append(n, if n % 3 == 0 { 20_000 } else { 100 });
         }
         log.flushed().await;
         let mut reader = log.reader(Seq::START);
         assert_eq!(read_to(&mut reader, 500).await, (1..=500).collect::<Vec<_>>(), "{name}");
-        append(&log, [501], 100);
+        append(501, 100);
         assert_eq!(log.head(), Seq(501), "{name}");
     }
 }

@@ -91,7 +91,19 @@ impl TestFolder {
     pub(crate) async fn manager(&self, options: ManagerOptions) -> Manager {
         let mut config = LocalOptions::new(self.folder.path().join("state"));
         config.search = SearchPath::new([self.folder.path().join("kernels")]);
-        let provider = LocalProvider::open(config).await.unwrap();
+        let provider = within_deadline(async {
+            loop {
+                match LocalProvider::open(config.clone()).await {
+                    Ok(provider) => return provider,
+                    // A task of a manager that was dropped may still use it.
+                    Err(error) if error.to_string().contains("another process uses it") => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+        let provider = provider.await;
         let store = within_deadline(self.store()).await;
         let logs = Logs::new(Arc::new(store), LogOptions::default()).unwrap();
         Manager::new(vec![Arc::new(provider)], logs, options)

@@ -116,7 +116,9 @@ struct UsageModel {
 /// Why the kernel is dead; `None` unless it is.
 pub(crate) fn reason_of(kernel: &Kernel) -> Option<String> {
     match &*kernel.handle().phase().borrow() {
-        Phase::Exited(exit) if *kernel.state().borrow() == ExecutionState::Dead => Some(exit.cause.to_string()),
+        Phase::Exited(exit) if *kernel.state().borrow() == ExecutionState::Dead => {
+            Some(kernel.end_cause().unwrap_or(&exit.cause).to_string())
+        }
         _ => None,
     }
 }

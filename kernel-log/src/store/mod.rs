@@ -74,7 +74,7 @@ impl StoreError {
 }
 
 /// Stores logs. Calls may block: [`Logs`](crate::Logs) reads on blocking threads and appends on its writer thread, or
-/// on the appending thread up to [`LogOptions::inline_bytes`](crate::LogOptions::inline_bytes).
+/// on the appending thread with [`Unstored::store_here`](crate::Unstored::store_here).
 pub trait LogStore: Send + Sync + 'static {
     /// Whether calls may block the thread. If not, async code calls the store directly.
     fn blocks(&self) -> bool {

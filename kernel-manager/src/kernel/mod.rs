@@ -11,13 +11,13 @@ mod run;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use jupyter_protocol::{Channel, InstalledKernelspec, KernelId, WireMessage};
 use kernel_log::{Cursor, Log, Seq};
-use kernel_provider::{KernelHandle, KernelRecord};
+use kernel_provider::{ExitCause, KernelHandle, KernelRecord};
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 
@@ -51,6 +51,7 @@ pub struct Kernel {
     process_lock_waiters: watch::Sender<usize>,
     /// Whether a shutdown is under way, so that the kernel's end is expected.
     ending: AtomicBool,
+    end_cause: OnceLock<ExitCause>,
     /// The number of the entry that announces the kernel's death, or of one shortly before it; 0 while the kernel is
     /// not dead.
     died_at: AtomicU64,
@@ -103,10 +104,17 @@ impl Kernel {
             process_lock: Mutex::new(()),
             process_lock_waiters: watch::Sender::new(0),
             ending: AtomicBool::new(false),
+            end_cause: OnceLock::new(),
             died_at: AtomicU64::new(0),
             watched: AtomicBool::new(true),
             room: Arc::new(Semaphore::new(ROOM)),
         }
+    }
+
+    /// Why the kernel was ended; `None` if it runs, or ended by itself.
+    #[must_use]
+    pub fn end_cause(&self) -> Option<&ExitCause> {
+        self.end_cause.get()
     }
 
     /// The kernel's id.

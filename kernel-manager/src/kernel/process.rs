@@ -360,6 +360,7 @@ impl Kernel {
             return Err(error);
         }
         self.drain().await;
+        self.end_cause.get_or_init(|| cause.clone());
         self.recorder.finish().await;
         self.recorder.lifecycle(&Lifecycle::Dead {
             reason: cause.to_string(),

@@ -86,6 +86,8 @@ struct Recording {
     id: KernelId,
     log: Log,
     requests: Mutex<RequestIndex>,
+    /// Whether the recorder has a runtime of its own, which may wait for the disk while an agent keeps the messages.
+    has_runtime: bool,
     pending_requests: PendingRequests,
     statuses: StatusWaiters,
     senders: Senders,
@@ -134,6 +136,7 @@ impl Recorder {
                 id: log.kernel_id(),
                 log,
                 requests: Mutex::new(requests),
+                has_runtime: runtime.is_some(),
                 pending_requests: PendingRequests::default(),
                 statuses: StatusWaiters::default(),
                 senders: Senders::default(),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use jupyter_protocol::KernelId;
 use kernel_log::{Lifecycle, Log, Origin, ReadError, Seq};
 use kernel_manager::{ExecutionState, Kernel};
-use kernel_provider::Phase;
+use kernel_provider::{ExitCause, Phase};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -122,7 +122,11 @@ pub(crate) fn progress_of_kernel(kernel: &Kernel) -> ProgressModel {
     } else {
         kernel.last_activity()
     };
-    ProgressModel::new(phase, reason_of(kernel), since)
+    let mut progress = ProgressModel::new(phase, reason_of(kernel), since);
+    if let Some(ExitCause::Culled(_)) = kernel.end_cause() {
+        progress.culled_at = Some(progress.since.clone());
+    }
+    progress
 }
 
 /// The end of a kernel, from its log.

@@ -28,6 +28,9 @@ use crate::session::replay::kernel_session;
 use crate::session::request_index::RequestIndex;
 use crate::session::synthetic_reply;
 
+/// Up to this many bytes of a kernel with an agent are stored by the recorder's own thread, because waking another
+/// thread takes longer.
+const STORE_HERE_BYTES: usize = 16 << 10;
 /// How long storing a kernel's last entries may delay its end.
 const LAST_ENTRIES_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -198,7 +201,7 @@ impl Recording {
             session,
             message,
         });
-        self.log.append_indexed(now, entries, |first| {
+        let unstored = self.log.append_indexed_unstored(now, entries, |first| {
             for (seq, message) in (first.0..).zip(messages) {
                 requests.on_kernel_message(Seq(seq), now, channel, message);
             }
@@ -209,7 +212,15 @@ impl Recording {
             }
             requests.take_updates()
         });
-        if requests.take_ended() {
+        let (has_agent, has_ended) = (requests.agent().is_some(), requests.take_ended());
+        // Storing may take long, and others need the lock.
+        drop(requests);
+        if has_agent && self.has_runtime {
+            unstored.store_here(STORE_HERE_BYTES);
+        } else {
+            drop(unstored);
+        }
+        if has_ended {
             // Results that took long to compute must survive a machine failure.
             self.log.sync_soon();
         }
