@@ -38,7 +38,7 @@ pub(crate) async fn wait_for_sockets(connection: &ConnectionInfo, socket_created
 
 /// The pause before the next attempt.
 fn pause(started: Instant) -> Duration {
-    (started.elapsed() / 100).clamp(Duration::from_millis(1), Duration::from_millis(10))
+    (started.elapsed() / 1_000).clamp(Duration::from_millis(1), Duration::from_millis(10))
 }
 
 async fn connect(connection: &ConnectionInfo, port: u16) -> io::Result<()> {

@@ -49,10 +49,24 @@ pub(crate) async fn reap_orphans(mut exits: Signal) {
     while reap().await.is_ok() && exits.recv().await.is_some() {}
 }
 
+/// The child processes of this process, including zombies. `None` if the kernel does not list them.
+fn children() -> Option<Vec<i32>> {
+    let mut children = Vec::new();
+    for thread in std::fs::read_dir("/proc/self/task").ok()? {
+        match std::fs::read_to_string(thread.ok()?.path().join("children")) {
+            Ok(pids) => children.extend(pids.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+            // Built without CONFIG_PROC_CHILDREN. The folder of a thread that has just ended is missing, too.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(_) => {}
+        }
+    }
+    Some(children)
+}
+
 fn reap_now() {
     let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
     let this = i32::try_from(std::process::id()).unwrap_or_default();
-    for pid in all_pids() {
+    for pid in children().unwrap_or_else(all_pids) {
         let is_orphan = || Stat::of(pid).is_some_and(|stat| stat.is_zombie && stat.parent == this);
         let is_tracked = || {
             crate::lock(&TRACKED)
