@@ -91,7 +91,7 @@ def test_kernels_that_have_ended_take_no_memory_and_little_space(
 ) -> None:
     if not echo.BINARY.exists():
         skip_or_fail(f"no echo-kernel at {echo.BINARY}: build it, or set KERNELMUX_ECHO_BIN")
-    gateway = Gateway(make_home("gw"), "--agent", "off", env=echo.install(make_home("echo")))
+    gateway = Gateway(make_home("gw"), env=echo.install(make_home("echo")))
     gateway.start()
     try:
 
@@ -105,13 +105,13 @@ def test_kernels_that_have_ended_take_no_memory_and_little_space(
         start_and_end(100)
         before, used_before = anonymous_kib(gateway.pid), disk_kib(gateway.data_dir)
         ended = start_and_end(200)
-        grown, used = anonymous_kib(gateway.pid) - before, disk_kib(gateway.data_dir) - used_before
-        print(f"200 kernels: memory grew by {grown} KiB, the data by {used} KiB")
+        grown = anonymous_kib(gateway.pid) - before
+        print(f"200 kernels: memory grew by {grown} KiB")
         assert grown < 4 * 1024, f"{grown} KiB"
-        assert used < 200 * 32, f"{used} KiB"
+        # The agents of the last kernels may be ending.
+        eventually(lambda: disk_kib(gateway.data_dir) - used_before < 200 * 32, "logs without output take little space")
         for kernel_id in ended:
             assert gateway.rest("DELETE", f"api/logs/{kernel_id}").status_code == 204
-        # Some files may be removed later than the requests are answered.
         eventually(lambda: disk_kib(gateway.data_dir) - used_before < 200, "the files of ended kernels are removed")
     finally:
         gateway.close()

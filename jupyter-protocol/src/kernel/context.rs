@@ -108,7 +108,7 @@ impl Context {
     ///
     /// # Errors
     /// - [`InputError::NotAllowed`] if the request does not have `allow_stdin`.
-    /// - [`InputError::NoClient`] if the client is not connected to the stdin socket.
+    /// - [`InputError::NoClient`] if the client is not connected to the stdin socket and not back within 10 s.
     /// - [`InputError::Interrupted`] if the request is interrupted before the answer arrives.
     pub async fn input(&self, prompt: impl Into<String>, password: bool) -> Result<String, InputError> {
         tokio::select! {

@@ -1,6 +1,7 @@
 //! The stdin socket: input requests to the client whose request the kernel is handling.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -11,6 +12,9 @@ use crate::channel::Channel;
 use crate::content::{Content, InputRequest};
 use crate::message::Message;
 use crate::zmq::{RouterReceiver, RouterSender};
+
+/// How long a client that is not connected has to reconnect before an input request fails.
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The stdin socket with the pending input requests.
 pub(super) struct Stdin {
@@ -67,7 +71,10 @@ impl Stdin {
         let wire = message.to_wire().signed(&state.signer);
         // Clients use the same identity on shell and stdin.
         self.socket
-            .send(wire.with_identities(origin.identities.iter().cloned()))
+            .send_once_connected(
+                wire.with_identities(origin.identities.iter().cloned()),
+                RECONNECT_DEADLINE,
+            )
             .await
             .map_err(|_| InputError::NoClient)?;
         answered.await.map_err(|_| InputError::NoClient)

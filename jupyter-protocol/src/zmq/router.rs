@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::SocketError;
 use super::connection::{Role, Sender};
@@ -66,6 +67,26 @@ impl RouterSender {
     }
 }
 
+impl RouterSender {
+    /// As [`send`](Self::send), but first waits for the client to connect, at most this long: it may be reconnecting.
+    pub(crate) async fn send_once_connected(&self, message: WireMessage, limit: Duration) -> Result<(), SocketError> {
+        if let Some(identity) = message.identities().first().cloned() {
+            let connected = async {
+                loop {
+                    let registered = self.0.registered.notified();
+                    if self.0.lock().by_identity.contains_key(&identity) {
+                        return;
+                    }
+                    registered.await;
+                }
+            };
+            // If the client does not connect, sending fails.
+            let _ = timeout(limit, connected).await;
+        }
+        self.send(message).await
+    }
+}
+
 /// Receiving half of a ROUTER socket.
 pub(crate) struct RouterReceiver(mpsc::Receiver<Vec<Bytes>>);
 
@@ -83,7 +104,11 @@ impl RouterReceiver {
 
 /// The connected clients.
 #[derive(Default)]
-struct Clients(Mutex<ClientTable>);
+struct Clients {
+    table: Mutex<ClientTable>,
+    /// Notified when a client is registered.
+    registered: Notify,
+}
 
 #[derive(Default)]
 struct ClientTable {
@@ -100,7 +125,7 @@ struct Client {
 
 impl Clients {
     fn lock(&self) -> MutexGuard<'_, ClientTable> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Registers a client, replacing any other with the same identity.
@@ -122,6 +147,8 @@ impl Clients {
             _connection: connection,
         };
         clients.by_identity.insert(identity.clone(), client);
+        drop(clients);
+        self.registered.notify_waiters();
         let guard = ClientGuard {
             clients: self.clone(),
             identity,

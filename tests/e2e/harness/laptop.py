@@ -130,7 +130,7 @@ class Laptop:
         self.data_dir = home / ".local" / "share" / "kernelmux"
         self.files = home / "files"
         self.files.mkdir()
-        self.environment = clean_env(home, PATH=os.defpath, KERNELMUX_AGENT="off")
+        self.environment = clean_env(home, PATH=os.defpath)
         # The commands must find the installed kernels, and only those, without an activated environment.
         del self.environment["JUPYTER_PATH"]
 
