@@ -211,6 +211,15 @@ impl Logs {
         blocking(store.blocks(), move || store.list()).await
     }
 
+    /// Information about the log of a running or past kernel; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store fails.
+    pub async fn info(&self, id: KernelId) -> Result<Option<LogInfo>, StoreError> {
+        let store = self.store.clone();
+        blocking(store.blocks(), move || store.info(id)).await
+    }
+
     /// Applies retention to all logs. Active logs are also trimmed as they grow, so this call matters for quiet logs
     /// and those of past kernels. A log that cannot be trimmed is reported with `tracing` and skipped.
     ///

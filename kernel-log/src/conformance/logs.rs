@@ -114,10 +114,12 @@ pub fn keeps_the_owner_of_a_log(subject: &dyn Subject) -> Outcome {
     let owner = |store: &dyn LogStore, id| -> Result<Option<String>, Failure> {
         let listed = store.list()?.into_iter().find(|info| info.id == id);
         let listed = listed.ok_or_else(|| Failure::new("the log is not listed"))?;
+        same!(store.info(id)?, Some(listed.clone()), "information about one log");
         Ok(listed.owner)
     };
     let store = subject.open();
     let [none, new, old] = [(); 3].map(|()| KernelId::random());
+    same!(store.info(none)?, None, "information about a log that does not exist");
     store.open(none)?;
     store.open_for(new, "Ann Ümlaut <ann@example.com>")?;
     let log = store.open(old)?;

@@ -113,6 +113,14 @@ pub trait LogStore: Send + Sync + 'static {
     /// [`StoreError`].
     fn list(&self) -> Result<Vec<LogInfo>, StoreError>;
 
+    /// Information about one log; `None` if there is no such log. The default searches the [list](Self::list).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn info(&self, id: KernelId) -> Result<Option<LogInfo>, StoreError> {
+        Ok(self.list()?.into_iter().find(|info| info.id == id))
+    }
+
     /// Removes a log and frees its space. Removing a missing log succeeds.
     ///
     /// # Errors

@@ -141,6 +141,20 @@ impl SharedStore {
         Ok(Some(self.handle(log)))
     }
 
+    /// Information about a log; `None` if it does not exist.
+    fn info(&self, id: KernelId) -> Result<Option<LogInfo>, StoreError> {
+        let open = self.logs().get(&id).map(|(log, _)| log.clone());
+        if let Some(log) = open {
+            return Ok(Some(log.info()));
+        }
+        let folder = &self.folder;
+        let info = opening::look_at(&folder.log(id), id, folder.cycle())?;
+        Ok(info.map(|info| LogInfo {
+            owner: folder.owner(id),
+            ..info
+        }))
+    }
+
     fn open_or_create(self: &Arc<Self>, id: KernelId) -> Result<Handle, StoreError> {
         self.open(id, true)?
             .ok_or_else(|| StoreError::failed(format!("create the log of kernel {id}"), "it is missing"))
@@ -197,23 +211,18 @@ impl LogStore for DiskStore {
         folder.expect_open()?;
         let mut infos = Vec::new();
         for id in folder.logs()? {
-            let open = self.shared.logs().get(&id).map(|(log, _)| log.clone());
-            let info = match open {
-                Some(log) => Ok(Some(log.info())),
-                None => opening::look_at(&folder.log(id), id, folder.cycle()).map(|info| {
-                    info.map(|info| LogInfo {
-                        owner: folder.owner(id),
-                        ..info
-                    })
-                }),
-            };
-            match info {
+            match self.shared.info(id) {
                 Ok(info) => infos.extend(info),
                 // The other logs are still available.
                 Err(error) => tracing::error!(kernel_id = %id, %error, "skipping a log in the list"),
             }
         }
         Ok(infos)
+    }
+
+    fn info(&self, id: KernelId) -> Result<Option<LogInfo>, StoreError> {
+        self.shared.folder.expect_open()?;
+        self.shared.info(id)
     }
 
     fn remove(&self, id: KernelId) -> Result<(), StoreError> {
