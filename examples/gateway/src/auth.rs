@@ -1,70 +1,128 @@
-//! Authentication by token: `Authorization: token X`, `Authorization: Bearer X` or `?token=X`. The words `token` and
-//! `Bearer` in the header are case-insensitive.
+//! Authentication: finds out who sends a request.
+//!
+//! Tokens are sent as `Authorization: token X`, `Authorization: Bearer X` or `?token=X`. The words `token` and `Bearer` in
+//! the header are case-insensitive. The first way that accepts a token of the request decides: the shared token, then
+//! the users' tokens.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::sleep;
 
 use crate::error::ApiError;
+use crate::identity::Identity;
+use crate::user_tokens::{Busy, Users};
 use crate::wrong_tokens::{ClientAddress, WrongTokens};
-use crate::{Access, Gateway, Token, origin};
+use crate::{Access, Gateway, Token, authorization, origin};
 
-/// Passes requests that have the token. Without authentication, it applies [`origin::check`] instead.
+/// Passes requests of known identities that may do what they request. Without authentication, it applies
+/// [`origin::check`] instead.
 ///
-/// A page that knows the token could send its requests from elsewhere, so its origin does not matter. No cookie grants
+/// A page that knows a token could send its requests from elsewhere, so its origin does not matter. No cookie grants
 /// access, so a page cannot use a token that it does not know.
 pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     // Browsers send preflight requests without a token. No route handles OPTIONS, so this allows nothing.
     if request.method() == Method::OPTIONS {
         return next.run(request).await;
     }
-    let checked = match &gateway.options.access {
-        Access::Token(token) => {
-            // Missing if the router is not served by `serve`.
-            let address = request.extensions().get::<ClientAddress>().copied();
-            check_token(&gateway.wrong_tokens, token, address, request.headers(), request.uri()).await
-        }
-        Access::Open => origin::check(&gateway.options, request.method(), request.headers())
-            .map_err(|refusal| Box::new(refusal.into_response())),
+    let (mut parts, body) = request.into_parts();
+    let identity = match authenticate(&gateway, &parts).await {
+        Ok(identity) => identity,
+        Err(refusal) => return *refusal,
     };
-    match checked {
-        Ok(()) => next.run(request).await,
-        Err(refusal) => *refusal,
+    let permission = match authorization::check(&gateway, &identity, &mut parts).await {
+        Ok(permission) => permission,
+        Err(refusal) => return refusal.into_response(),
+    };
+    parts.extensions.insert(identity);
+    parts.extensions.insert(permission.clone());
+    let response = next.run(Request::from_parts(parts, body)).await;
+    permission.limit(gateway, response)
+}
+
+/// Finds out who sends the request.
+async fn authenticate(gateway: &Gateway, request: &Parts) -> Result<Arc<Identity>, Box<Response>> {
+    let options = &gateway.options;
+    let token = match &options.access {
+        Access::Open => {
+            return match origin::check(options, &request.method, &request.headers) {
+                Ok(()) => Ok(Arc::new(Identity::shared())),
+                Err(refusal) => Err(Box::new(refusal.into_response())),
+            };
+        }
+        Access::Token(token) => Some(token),
+        Access::Users => None,
+    };
+    // Missing if the router is not served by `serve`.
+    let address = request.extensions.get::<ClientAddress>().copied();
+    let ways = Ways {
+        token,
+        users: options.users.as_ref(),
+    };
+    let given = given(&request.headers, &request.uri);
+    ways.identity(&gateway.wrong_tokens, address, &given).await
+}
+
+/// The ways to authenticate with a token.
+struct Ways<'a> {
+    token: Option<&'a Token>,
+    users: Option<&'a Users>,
+}
+
+impl Ways<'_> {
+    async fn identity(
+        &self,
+        wrong_tokens: &WrongTokens,
+        address: Option<ClientAddress>,
+        given: &[Vec<u8>],
+    ) -> Result<Arc<Identity>, Box<Response>> {
+        if given.is_empty() {
+            let message = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
+            return Err(unauthorized(message));
+        }
+        let locked_out = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now()));
+        // Locking out an address, which may be a proxy's, is justified only if tokens can be guessed.
+        let locked_out = locked_out.filter(|_| self.token.is_some_and(Token::is_guessable));
+        if locked_out.is_none()
+            && let Some(token) = self.token
+            && given.iter().any(|given| token.is(given))
+        {
+            return Ok(Arc::new(Identity::shared()));
+        }
+        if let Some(users) = self.users {
+            for given in given {
+                match users.find(given).await {
+                    Ok(Some(user)) => return Ok(user),
+                    Ok(None) => {}
+                    Err(Busy) => return Err(busy()),
+                }
+            }
+        }
+        if let Some(wait) = locked_out {
+            let message = "too many wrong tokens from this address; wait for the time in Retry-After";
+            return Err(later(StatusCode::TOO_MANY_REQUESTS, wait, message));
+        }
+        if let Some(address) = address {
+            sleep(wrong_tokens.count(address, Instant::now())).await;
+        }
+        Err(unauthorized("the token is wrong"))
     }
 }
 
-async fn check_token(
-    wrong_tokens: &WrongTokens,
-    token: &Token,
-    address: Option<ClientAddress>,
-    headers: &HeaderMap,
-    uri: &Uri,
-) -> Result<(), Box<Response>> {
-    let given = given(headers, uri);
-    if given.is_empty() {
-        let message = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
-        return Err(unauthorized(message));
-    }
-    let locked_out = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now()));
-    // Locking out an address, which may be a proxy's, is justified only if tokens can be guessed.
-    if let Some(wait) = locked_out.filter(|_| token.is_guessable()) {
-        let message = "too many wrong tokens from this address; wait for the time in Retry-After";
-        let retry_after = [(header::RETRY_AFTER, wait.as_secs().max(1).to_string())];
-        let refusal = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
-        return Err(Box::new((retry_after, refusal).into_response()));
-    }
-    if given.iter().any(|given| token.is(given)) {
-        return Ok(());
-    }
-    if let Some(address) = address {
-        sleep(wrong_tokens.count(address, Instant::now())).await;
-    }
-    Err(unauthorized("the token is wrong"))
+fn busy() -> Box<Response> {
+    let message = "too many tokens are being checked; try again after the time in Retry-After";
+    later(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(1), message)
+}
+
+fn later(status: StatusCode, wait: Duration, message: &str) -> Box<Response> {
+    let retry_after = [(header::RETRY_AFTER, wait.as_secs().max(1).to_string())];
+    let refusal = ApiError::new(status, message);
+    Box::new((retry_after, refusal).into_response())
 }
 
 fn unauthorized(message: &str) -> Box<Response> {
@@ -110,7 +168,12 @@ mod tests {
             for value in headers {
                 map.append(header::AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
             }
-            let checked = check_token(&wrong_tokens, &token, None, &map, &uri.parse().unwrap()).await;
+            let ways = Ways {
+                token: Some(&token),
+                users: None,
+            };
+            let given = given(&map, &uri.parse().unwrap());
+            let checked = ways.identity(&wrong_tokens, None, &given).await;
             checked.err().map(|refusal| refusal.status())
         };
         let right: &[(&[&[u8]], &str)] = &[

@@ -72,6 +72,8 @@ impl ProgressModel {
 
 /// The start of one kernel.
 pub(crate) struct Launch {
+    /// The kernel's owner.
+    owner: Option<String>,
     progress: watch::Sender<ProgressModel>,
     /// The previous start. Its own `before` is `None`, so that starts do not form a growing chain.
     before: Option<Arc<Launch>>,
@@ -80,6 +82,14 @@ pub(crate) struct Launch {
 impl Launch {
     pub(crate) fn progress(&self) -> watch::Receiver<ProgressModel> {
         self.progress.subscribe()
+    }
+
+    pub(crate) fn owner(&self) -> Option<&str> {
+        self.owner.as_deref()
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.progress.borrow().phase == KernelPhase::Ready
     }
 
     /// Records a stage that the provider reports.
@@ -125,7 +135,7 @@ struct Known {
 
 impl Launches {
     /// Begins a start, unless one of the same kernel is under way.
-    pub(crate) fn begin(&self, kernel: KernelId) -> Option<Arc<Launch>> {
+    pub(crate) fn begin(&self, kernel: KernelId, owner: Option<&str>) -> Option<Arc<Launch>> {
         let mut known = kernel_provider::lock(&self.0);
         let before = match known.by_kernel.get(&kernel).cloned() {
             Some(before) if !before.progress.borrow().phase.is_final() => return None,
@@ -134,6 +144,7 @@ impl Launches {
         let before = before.map(|before| {
             let progress = before.progress.borrow().clone();
             Arc::new(Launch {
+                owner: before.owner.clone(),
                 progress: watch::Sender::new(progress),
                 before: None,
             })
@@ -142,6 +153,7 @@ impl Launches {
             known.in_order.push_back(kernel);
         }
         let launch = Arc::new(Launch {
+            owner: owner.map(str::to_owned),
             progress: watch::Sender::new(ProgressModel::new(KernelPhase::Queued, None, Utc::now())),
             before,
         });
@@ -186,7 +198,8 @@ mod tests {
     fn a_start_goes_through_its_steps_and_is_not_replaced_before_its_end() {
         let launches = Launches::default();
         let id = KernelId::random();
-        let launch = launches.begin(id).unwrap();
+        let launch = launches.begin(id, Some("ada")).unwrap();
+        assert_eq!(launch.owner(), Some("ada"));
         let phase = || launch.progress().borrow().phase;
         assert_eq!(phase(), KernelPhase::Queued);
         for (stage, expected) in [
@@ -197,18 +210,19 @@ mod tests {
         ] {
             launch.report(stage);
             assert_eq!(phase(), expected);
-            assert!(launches.begin(id).is_none());
+            assert!(launches.begin(id, Some("ada")).is_none());
         }
         launch.failed("no room".to_owned());
         assert_eq!(launch.progress().borrow().reason.as_deref(), Some("no room"));
-        let refused = launches.begin(id).unwrap();
+        let refused = launches.begin(id, Some("bob")).unwrap();
         refused.failed("too many".to_owned());
         launches.withdraw(id, &refused);
         let known = launches.get(id).unwrap().progress().borrow().reason.clone();
         assert_eq!(known.as_deref(), Some("no room"));
+        assert_eq!(launches.get(id).unwrap().owner(), Some("ada"));
 
         let other = KernelId::random();
-        let refused = launches.begin(other).unwrap();
+        let refused = launches.begin(other, Some("ada")).unwrap();
         launches.withdraw(other, &refused);
         assert!(launches.get(other).is_none());
     }
@@ -218,7 +232,7 @@ mod tests {
         let launches = Launches::default();
         let ids: Vec<_> = (0..=MAX_LAUNCHES).map(|_| KernelId::random()).collect();
         for id in &ids {
-            assert!(launches.begin(*id).is_some());
+            assert!(launches.begin(*id, Some("ada")).is_some());
         }
         assert!(launches.get(ids[0]).is_none());
         assert!(launches.get(ids[1]).is_some());

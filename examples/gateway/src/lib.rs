@@ -2,15 +2,17 @@
 //! # The path of a request
 //!
 //! A request is logged and counted (`request_log`), gets CORS headers (`cors`) and JSON errors (`error`), is checked
-//! for its size (`limits`) and its token (`auth`) or, without authentication, its `origin`, and reaches its handler
-//! (`routes`).
+//! for its size (`limits`), its sender (`auth`) or, without authentication, its `origin`, and its sender's permission
+//! (`authorization`), and reaches its handler (`routes`).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod auth;
+mod authorization;
 mod base_url;
 mod cors;
 mod environment;
 mod error;
+mod identity;
 mod launches;
 mod limits;
 mod live;
@@ -19,6 +21,7 @@ mod model;
 mod options;
 mod origin;
 mod profiles;
+mod replace_file;
 mod request_log;
 mod routes;
 mod serve;
@@ -27,6 +30,7 @@ mod shares;
 mod start;
 mod token;
 mod unread_body;
+mod user_tokens;
 mod users;
 mod websocket;
 mod wrong_tokens;
@@ -44,10 +48,12 @@ use tokio_util::task::{AbortOnDrop, TaskTracker};
 
 pub use base_url::{BaseUrl, InvalidBaseUrl};
 pub use cors::CorsOptions;
+pub use identity::{InvalidName, InvalidRole, Role};
 pub use options::{Access, GatewayOptions};
 pub use origin::{AllowOrigin, InvalidOrigin};
 pub use serve::serve;
 pub use token::{InvalidToken, Token};
+pub use user_tokens::{User, UserToken, Users, UsersFile, UsersFileError};
 
 use launches::Launches;
 use live::Live;
@@ -75,6 +81,7 @@ pub struct Gateway {
     /// The WebSocket connections.
     clients: TaskTracker,
     _counting: AbortOnDrop,
+    _following_users: Option<AbortOnDrop>,
 }
 
 impl fmt::Debug for Gateway {
@@ -86,12 +93,16 @@ impl fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// A gateway for the manager's kernels. Starts a task that counts kernel events; needs a tokio runtime.
+    /// A gateway for the manager's kernels. Starts tasks that count kernel events and follow the users; needs a tokio runtime.
     #[must_use]
     pub fn new(manager: Manager, options: GatewayOptions) -> Self {
         let metrics = Arc::new(Metrics::default());
         let started = Utc::now();
         let shares = Arc::new(Shares::open(options.shares_file.clone()));
+        let following_users = options.users.clone().map(|users| {
+            let following = tokio::spawn(users.follow());
+            AbortOnDrop::new(following.abort_handle())
+        });
         let counting = tokio::spawn(count_events(manager.clone(), metrics.clone()));
         Self {
             manager,
@@ -108,6 +119,7 @@ impl Gateway {
             closing: watch::Sender::new(false),
             clients: TaskTracker::new(),
             _counting: AbortOnDrop::new(counting.abort_handle()),
+            _following_users: following_users,
         }
     }
 

@@ -1,13 +1,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{AllowOrigin, BaseUrl, CorsOptions, Token};
+use crate::{AllowOrigin, BaseUrl, CorsOptions, Token, Users};
 
 /// Access control of a gateway.
 #[derive(Clone, Debug)]
 pub enum Access {
-    /// Requires this token.
+    /// Requires this shared token, which gives access to all kernels, or that of a [user](GatewayOptions::users).
     Token(Token),
+    /// Requires the token of one of the [users](GatewayOptions::users). There is no shared token.
+    Users,
     /// No access control: anyone who can connect can run programs on the gateway's machine.
     Open,
 }
@@ -26,6 +28,8 @@ pub enum Access {
 pub struct GatewayOptions {
     /// Access control.
     pub access: Access,
+    /// Users with their own tokens.
+    pub users: Option<Users>,
     /// Path prefix of all addresses.
     pub base_url: BaseUrl,
     /// Foreign origins whose pages may use the gateway.
@@ -40,7 +44,7 @@ pub struct GatewayOptions {
     pub local_hosts_only: bool,
     /// Environment variables that clients may set for kernels, in addition to `KERNEL_*`; `*` allows all.
     pub client_envs: Vec<String>,
-    /// Owner of kernels whose client sends no `KERNEL_USERNAME`.
+    /// Owner of kernels whose client is no user and sends no `KERNEL_USERNAME`.
     pub default_owner: Option<String>,
     /// Root of the `path` of new kernels and sessions. A kernel starts in the deepest existing folder of its path.
     pub root_dir: Option<PathBuf>,
@@ -66,6 +70,7 @@ impl GatewayOptions {
     pub fn new(access: Access) -> Self {
         Self {
             access,
+            users: None,
             base_url: BaseUrl::default(),
             allow_origin: AllowOrigin::Own,
             cors: CorsOptions::default(),

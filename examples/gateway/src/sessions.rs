@@ -77,22 +77,24 @@ impl Sessions {
         self.lock().find(id).cloned()
     }
 
-    pub(crate) fn of_path(&self, path: &str, has_kernel: impl Fn(KernelId) -> bool) -> Option<Session> {
-        self.list(has_kernel).into_iter().find(|session| session.path == path)
+    /// The session of this path whose kernel is the caller's according to `is_own`.
+    pub(crate) fn of_path(&self, path: &str, is_own: impl Fn(KernelId) -> bool) -> Option<Session> {
+        self.list(is_own).into_iter().find(|session| session.path == path)
     }
 
-    /// Adds a session and removes those whose kernels have ended. If the path already has a session with an existing
-    /// kernel, returns that session in the error.
+    /// Adds a session and removes those whose kernels have ended. If the path already has a session whose kernel is the
+    /// caller's according to `is_own`, returns that session in the error.
     pub(crate) fn add(
         &self,
         session: Session,
         has_kernel: impl Fn(KernelId) -> bool,
+        is_own: impl Fn(KernelId) -> bool,
     ) -> Result<Session, Box<NotAdded>> {
         let mut table = self.lock();
         if let Some(other) = table
             .by_age
             .values()
-            .find(|other| other.path == session.path && has_kernel(other.kernel))
+            .find(|other| other.path == session.path && is_own(other.kernel))
         {
             return Err(Box::new(NotAdded::Exists(other.clone())));
         }
@@ -167,22 +169,31 @@ mod tests {
     #[test]
     fn a_path_has_one_session_while_its_kernel_exists() {
         let sessions = Sessions::default();
-        let first = sessions.add(session("a"), |_| true).unwrap();
-        match *sessions.add(session("a"), |_| true).unwrap_err() {
+        let first = sessions.add(session("a"), |_| true, |_| true).unwrap();
+        match *sessions.add(session("a"), |_| true, |_| true).unwrap_err() {
             NotAdded::Exists(other) => assert_eq!(other, first),
             NotAdded::Full(_) => panic!("the session table is full"),
         }
-        let second = sessions.add(session("a"), |kernel| kernel != first.kernel).unwrap();
+        let second = sessions
+            .add(
+                session("a"),
+                |kernel| kernel != first.kernel,
+                |kernel| kernel != first.kernel,
+            )
+            .unwrap();
         assert_eq!(sessions.get(first.id), None);
         assert_eq!(sessions.list(|_| true), std::slice::from_ref(&second));
         assert_eq!(sessions.list(|_| false), []);
+        // The session of another user.
+        let third = sessions.add(session("a"), |_| true, |_| false).unwrap();
+        assert_eq!(sessions.remove(third.id), Some(third));
         assert!(sessions.uses(second.kernel) && !sessions.uses(first.kernel));
     }
 
     #[test]
     fn a_change_keeps_the_other_fields() {
         let sessions = Sessions::default();
-        let old = sessions.add(session("a"), |_| true).unwrap();
+        let old = sessions.add(session("a"), |_| true, |_| true).unwrap();
         let change = Change {
             name: Some("n".to_owned()),
             ..Change::default()
@@ -212,15 +223,19 @@ mod tests {
             ..session(path)
         };
         for number in 0..3 {
-            sessions.add(of_kernel(&number.to_string()), |_| true).unwrap();
+            sessions
+                .add(of_kernel(&number.to_string()), |_| true, |_| true)
+                .unwrap();
         }
         assert!(matches!(
-            *sessions.add(of_kernel("x"), |_| true).unwrap_err(),
+            *sessions.add(of_kernel("x"), |_| true, |_| true).unwrap_err(),
             NotAdded::Full(_)
         ));
-        sessions.add(session("y"), |_| true).unwrap();
+        sessions.add(session("y"), |_| true, |_| true).unwrap();
         // Sessions of ended kernels are removed.
-        sessions.add(session("z"), |other| other != kernel).unwrap();
+        sessions
+            .add(session("z"), |other| other != kernel, |other| other != kernel)
+            .unwrap();
         assert_eq!(sessions.list(|_| true).len(), 2);
     }
 }

@@ -2,9 +2,7 @@
 //!
 //! Only hashes of the links' tokens are kept, so that neither the file nor a backup of it gives access.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -17,8 +15,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::warn;
 use uuid::Uuid;
+
+use crate::identity::Identity;
+use crate::replace_file::replace_file;
 
 /// The most shares of one kernel.
 const MAX_PER_KERNEL: usize = 64;
@@ -58,20 +60,45 @@ impl SharedKernel {
     }
 }
 
-/// A link to a kernel's live page, without its token.
+/// Users and groups of the gateway with whom a kernel is shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Readers {
+    #[serde(default)]
+    pub(crate) users: Vec<String>,
+    #[serde(default)]
+    pub(crate) groups: Vec<String>,
+}
+
+impl Readers {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.groups.is_empty()
+    }
+}
+
+/// A link to a kernel's live page, without its token, or the permission of users to read a kernel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Share {
     pub(crate) id: Uuid,
-    /// SHA-256 of the token, in hexadecimal.
+    /// SHA-256 of the token, in hexadecimal; empty if there is no token.
     hash: String,
     pub(crate) kernel: SharedKernel,
     /// The notebook's path, as in the request for the share.
     pub(crate) path: Option<String>,
+    /// Users and groups who may read the kernel. A share with some has no link.
+    #[serde(default, skip_serializing_if = "Readers::is_empty")]
+    pub(crate) readers: Readers,
     pub(crate) created: DateTime<Utc>,
     pub(crate) expires: DateTime<Utc>,
 }
 
 impl Share {
+    /// Whether the kernel is shared with this user.
+    pub(crate) fn is_with(&self, identity: &Identity) -> bool {
+        let Some(name) = &identity.name else { return false };
+        let Readers { users, groups } = &self.readers;
+        users.contains(name) || groups.iter().any(|group| identity.groups.contains(group))
+    }
+
     fn is_valid(&self, now: DateTime<Utc>) -> bool {
         now < self.expires
     }
@@ -121,20 +148,23 @@ impl Shares {
         kernel_provider::lock(&self.all)
     }
 
-    /// Makes a share and returns it with its token, which is not kept.
+    /// Makes a share and returns it with its token, which is not kept. A share with readers has no token.
     pub(crate) async fn create(
         self: &Arc<Self>,
         kernel: SharedKernel,
         path: Option<String>,
+        readers: Readers,
         lifetime: Duration,
-    ) -> Result<(Share, String), ShareError> {
+    ) -> Result<(Share, Option<String>), ShareError> {
         let now = Utc::now();
-        let token = new_token();
+        let token = readers.is_empty().then(new_token);
         let share = Share {
             id: Uuid::new_v4(),
-            hash: hash(&token),
+            // No token has an empty hash.
+            hash: token.as_deref().map(hash).unwrap_or_default(),
             kernel,
             path,
+            readers,
             created: now,
             expires: now + TimeDelta::from_std(lifetime).unwrap_or(TimeDelta::days(1)),
         };
@@ -234,6 +264,19 @@ impl Shares {
         self.lock().iter().any(|share| share.id == id && share.is_valid(now))
     }
 
+    /// Waits until the share is revoked or expires.
+    pub(crate) async fn ended(&self, id: Uuid) {
+        let mut revocations = self.revocations();
+        loop {
+            let share = self.lock().iter().find(|share| share.id == id).cloned();
+            let Some(left) = share.and_then(|share| (share.expires - Utc::now()).to_std().ok()) else {
+                return;
+            };
+            // The sender lives as long as `self`.
+            let _ = timeout(left, revocations.changed()).await;
+        }
+    }
+
     /// Changes when a share is revoked.
     pub(crate) fn revocations(&self) -> watch::Receiver<u64> {
         self.revoked.subscribe()
@@ -262,7 +305,7 @@ impl Shares {
     async fn write(&self) -> io::Result<()> {
         let Some(file) = self.file.clone() else { return Ok(()) };
         let json = serde_json::to_vec(&*self.lock()).map_err(io::Error::other)?;
-        let written = tokio::task::spawn_blocking(move || replace(&file, &json)).await;
+        let written = tokio::task::spawn_blocking(move || replace_file(&file, &json)).await;
         written.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }
@@ -286,33 +329,12 @@ fn read(file: &Path) -> io::Result<Option<Vec<Share>>> {
     serde_json::from_slice(&json).map(Some).map_err(io::Error::other)
 }
 
-/// Replaces the file as a whole, readable for this user only.
-fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
-    let new = file.with_extension(format!("{}.new", Uuid::new_v4().simple()));
-    let written = write_new(&new, content).and_then(|()| std::fs::rename(&new, file));
-    if written.is_err() {
-        // It may not exist.
-        let _ = std::fs::remove_file(&new);
-    }
-    written?;
-    match file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn write_new(file: &Path, content: &[u8]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let mut out: File = options.write(true).create_new(true).mode(0o600).open(file)?;
-    out.write_all(content)?;
-    out.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::identity::Role;
 
     fn kernel() -> SharedKernel {
         SharedKernel {
@@ -323,16 +345,50 @@ mod tests {
         }
     }
 
+    async fn create(
+        shares: &Arc<Shares>,
+        kernel: &SharedKernel,
+        lifetime: Duration,
+    ) -> Result<(Share, String), ShareError> {
+        let path = Some("a.ipynb".to_owned());
+        let (share, token) = shares
+            .create(kernel.clone(), path, Readers::default(), lifetime)
+            .await?;
+        Ok((share, token.unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_share_with_readers_has_no_link_and_ends_when_it_is_revoked() {
+        let shares = Arc::new(Shares::open(None));
+        let kernel = kernel();
+        let readers = Readers {
+            users: vec!["bob".to_owned()],
+            groups: vec!["staff".to_owned()],
+        };
+        let made = shares.create(kernel.clone(), None, readers, DEFAULT_LIFETIME).await;
+        let (share, token) = made.unwrap();
+        assert!(token.is_none() && shares.find("").is_none());
+        let is_with = |name: &str, groups: &[&str]| {
+            let groups = groups.iter().map(|group| (*group).to_owned()).collect();
+            share.is_with(&Identity::new(name, groups, Role::Viewer))
+        };
+        assert!(is_with("bob", &[]) && is_with("eve", &["x", "staff"]));
+        assert!(!is_with("eve", &["bob"]) && !is_with("staff", &[]) && !share.is_with(&Identity::shared()));
+        let ended = tokio::spawn({
+            let (shares, id) = (shares.clone(), share.id);
+            async move { shares.ended(id).await }
+        });
+        assert!(shares.revoke(kernel.id, share.id).await.unwrap());
+        timeout(Duration::from_secs(60), ended).await.unwrap().unwrap();
+    }
+
     #[tokio::test]
     async fn a_share_is_found_by_its_token_only_until_it_is_revoked() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("shares.json");
         let shares = Arc::new(Shares::open(Some(file.clone())));
         let kernel = kernel();
-        let (share, token) = shares
-            .create(kernel.clone(), Some("a.ipynb".to_owned()), DEFAULT_LIFETIME)
-            .await
-            .unwrap();
+        let (share, token) = create(&shares, &kernel, DEFAULT_LIFETIME).await.unwrap();
         assert!(token.len() >= 32, "{token}");
         assert_eq!(shares.find(&token).unwrap().id, share.id);
         for wrong in [
@@ -365,19 +421,19 @@ mod tests {
     async fn shares_expire_and_are_bounded() {
         let shares = Arc::new(Shares::open(None));
         let kernel = kernel();
-        let (share, token) = shares.create(kernel.clone(), None, Duration::ZERO).await.unwrap();
+        let (share, token) = create(&shares, &kernel, Duration::ZERO).await.unwrap();
         assert!(shares.find(&token).is_none() && !shares.is_valid(share.id));
         assert!(shares.of_kernel(kernel.id).is_empty());
         for _ in 0..MAX_PER_KERNEL {
-            shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await.unwrap();
+            create(&shares, &kernel, DEFAULT_LIFETIME).await.unwrap();
         }
-        let refused = shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await;
+        let refused = create(&shares, &kernel, DEFAULT_LIFETIME).await;
         assert!(matches!(refused, Err(ShareError::TooMany(MAX_PER_KERNEL))));
         let other = SharedKernel {
             id: KernelId::random(),
             ..kernel
         };
-        assert!(shares.create(other, None, DEFAULT_LIFETIME).await.is_ok());
+        assert!(create(&shares, &other, DEFAULT_LIFETIME).await.is_ok());
     }
 
     #[tokio::test]
@@ -386,10 +442,10 @@ mod tests {
         let file = folder.path().join("missing/shares.json");
         let shares = Arc::new(Shares::open(Some(file.clone())));
         let kernel = kernel();
-        assert!(shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await.is_err());
+        assert!(create(&shares, &kernel, DEFAULT_LIFETIME).await.is_err());
         assert!(shares.of_kernel(kernel.id).is_empty());
         std::fs::create_dir(folder.path().join("missing")).unwrap();
-        let (share, token) = shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await.unwrap();
+        let (share, token) = create(&shares, &kernel, DEFAULT_LIFETIME).await.unwrap();
 
         std::fs::rename(folder.path().join("missing"), folder.path().join("moved")).unwrap();
         assert!(shares.revoke(kernel.id, share.id).await.is_err());
@@ -399,7 +455,7 @@ mod tests {
         assert!(!shares.revoke(kernel.id, share.id).await.unwrap());
         assert!(Shares::open(Some(file.clone())).find(&token).is_none());
 
-        let revoked = shares.create(kernel.clone(), None, DEFAULT_LIFETIME).await.unwrap().0;
+        let revoked = create(&shares, &kernel, DEFAULT_LIFETIME).await.unwrap().0;
         {
             let revoking = shares.revoke(kernel.id, revoked.id);
             tokio::pin!(revoking);

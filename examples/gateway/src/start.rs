@@ -14,6 +14,7 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use crate::Gateway;
 use crate::environment::{self, Environment};
 use crate::error::ApiError;
+use crate::identity::{Identity, Role};
 use crate::profiles::{self, Resources};
 use crate::users::may_use;
 
@@ -74,11 +75,12 @@ impl NoKernel {
     }
 }
 
-/// Starts a kernel.
+/// Starts a kernel of the caller, or of the user that the caller names and may act for.
 ///
 /// If the client disconnects, the start continues; the kernel can be found by its id or in the list.
 pub(crate) async fn start(
     gateway: &Gateway,
+    caller: &Identity,
     NewKernel {
         name,
         path,
@@ -107,12 +109,16 @@ pub(crate) async fn start(
         return Err(NoKernel::NoSuchSpec(none.to_owned()));
     };
     let (name, spec) = gateway.manager.find_spec(&name).map_err(refused)?;
-    let owner = env.username.or_else(|| options.default_owner.clone());
+    let owner = caller
+        .acting_for(env.username)?
+        .or_else(|| options.default_owner.clone());
     if let Some(owner) = &owner
         && !may_use(&spec, owner)
     {
         return Err(ApiError::forbidden(format!("{owner} may not start kernels of the kernelspec {name}")).into());
     }
+
+    check_log_is_own(gateway, caller, id, owner.as_deref()).await?;
 
     let mut request = StartRequest::new(name);
     request.id = Some(id);
@@ -138,7 +144,7 @@ pub(crate) async fn start(
     let launch = if gateway.has_kernel(id) {
         None
     } else {
-        gateway.launches.begin(id)
+        gateway.launches.begin(id, request.owner.as_deref())
     };
     if let Some(launch) = launch.clone() {
         request = request.with_progress(Progress::new(move |stage| launch.report(stage)));
@@ -168,6 +174,24 @@ pub(crate) async fn start(
         started
     });
     starting.await.unwrap_or(Err(StartError::ShuttingDown)).map_err(refused)
+}
+
+/// Refuses an id whose log belongs to a past kernel of another owner, because the new kernel continues that log.
+async fn check_log_is_own(
+    gateway: &Gateway,
+    caller: &Identity,
+    id: KernelId,
+    owner: Option<&str>,
+) -> Result<(), NoKernel> {
+    // The shared token may use all logs.
+    if caller.role == Role::Server || gateway.has_kernel(id) {
+        return Ok(());
+    }
+    let log = gateway.manager.logs().info(id).await.map_err(ApiError::from)?;
+    match log {
+        Some(log) if log.owner.as_deref() != owner => Err(refused(StartError::Duplicate(id))),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the error occurred before anything was started.

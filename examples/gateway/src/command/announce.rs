@@ -54,6 +54,8 @@ pub(super) fn announce(
                 format!(" JUPYTER_GATEWAY_AUTH_TOKEN={}", shell_quote(token.reveal())),
             ),
         },
+        // Each user has their own token.
+        Access::Users => (String::new(), " JUPYTER_GATEWAY_AUTH_TOKEN=\"$TOKEN\"".to_owned()),
         Access::Open => (String::new(), String::new()),
     };
     writeln!(out, "kernelmux-gateway is at {url}{query}")?;

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use axum::http::{HeaderName, Method};
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use kernelmux_gateway::{Access, AllowOrigin, BaseUrl, Token};
 use tracing_subscriber::EnvFilter;
 
 use super::announce::TokenSource;
 use super::kubernetes::KubernetesFlags;
+use super::user::UserCommand;
 
 /// Serves the Jupyter kernels of this machine or of a cluster to JupyterLab and other clients, in place of Enterprise
 /// Gateway.
@@ -34,6 +35,10 @@ pub(super) struct Flags {
     /// A file that contains only the token
     #[arg(long, env = "KERNELMUX_TOKEN_FILE", value_name = "PATH", conflicts_with = "token")]
     token_file: Option<PathBuf>,
+    /// A file of users with their own tokens, which `kernelmux-gateway user` changes; without --token or --token-file,
+    /// there is no shared token then
+    #[arg(long, env = "KERNELMUX_USERS_FILE", value_name = "PATH", global = true)]
+    pub(super) users_file: Option<PathBuf>,
     /// Disable authentication
     #[arg(long, env = "KERNELMUX_NO_AUTH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     no_auth: bool,
@@ -164,6 +169,16 @@ pub(super) struct Flags {
     // Last, because its heading applies to all flags after it.
     #[command(flatten)]
     pub(super) kubernetes: KubernetesFlags,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do instead of serving kernels.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make, list and remove users
+    #[command(subcommand)]
+    User(UserCommand),
 }
 
 /// Quiets libraries that the filter does not name.
@@ -195,6 +210,8 @@ pub(super) enum Parsed {
     Flags(Box<Flags>),
     /// Print this text, such as the help.
     Answer(String),
+    /// Change the users in this file, or list them.
+    User(UserCommand, Option<PathBuf>),
 }
 
 impl Flags {
@@ -207,6 +224,9 @@ impl Flags {
             }
             Err(error) => return Err(one_line(&error)),
         };
+        if let Some(Command::User(command)) = flags.command.take() {
+            return Ok(Parsed::User(command, flags.users_file));
+        }
         flags.read_token_file()?;
         // Validates everything before anything is set up.
         flags.access()?;
@@ -218,6 +238,9 @@ impl Flags {
     /// Access control.
     pub(super) fn access(&self) -> Result<Access, String> {
         match (&self.token, self.no_auth) {
+            (_, true) if self.users_file.is_some() => {
+                Err("--no-auth and --users-file exclude each other; give one of them".to_owned())
+            }
             (Some(_), true) => Err("--no-auth and a token exclude each other; give one of them".to_owned()),
             (None, true) if !self.ip.is_loopback() && !self.insecure => Err(format!(
                 "--no-auth on {} lets anyone who can connect run programs here; give a token, or add --insecure if \
@@ -229,6 +252,7 @@ impl Flags {
                 Ok(token) => Ok(Access::Token(token)),
                 Err(error) => Err(format!("wrong token: {error}")),
             },
+            (None, false) if self.users_file.is_some() => Ok(Access::Users),
             (None, false) => Ok(Access::Token(Token::random())),
         }
     }
@@ -303,6 +327,7 @@ mod tests {
         match Flags::parse(args.map(OsString::from))? {
             Parsed::Flags(flags) => Ok(flags),
             Parsed::Answer(text) => Err(text),
+            Parsed::User(command, file) => Err(format!("{command:?} {file:?}")),
         }
     }
 
@@ -350,6 +375,9 @@ mod tests {
             (&["--port-range", "0..70000"], "two ports"),
             (&["--token", "hidden", "--no-auth"], "exclude"),
             (&["--no-auth", "--ip", "0.0.0.0"], "--insecure"),
+            (&["--no-auth", "--users-file", "x"], "exclude"),
+            (&["user", "add"], "<NAME>"),
+            (&["user", "add", "ada", "--role", "root"], "is not a role"),
             (&["--allow-origin", "lab"], "lab"),
             (&["--base-url", "http://x"], "base URL"),
             (&["--cull-interval", "0"], "--cull-interval"),
@@ -367,6 +395,16 @@ mod tests {
         }
         assert!(parse(&["--no-auth", "--ip", "0.0.0.0", "--insecure"]).is_ok());
         assert!(parse(&["--no-auth", "--ip", "::1"]).is_ok());
+        for args in [
+            &["--users-file", "u.json", "user", "list"][..],
+            &["user", "list", "--users-file", "u.json"],
+        ] {
+            assert_eq!(parse(args).unwrap_err(), "List Some(\"u.json\")");
+        }
+        let flags = parse(&["--users-file", "u.json"]).unwrap();
+        assert!(matches!(flags.access(), Ok(Access::Users)));
+        let flags = parse(&["--users-file", "u.json", "--token", "x"]).unwrap();
+        assert!(matches!(flags.access(), Ok(Access::Token(_))));
     }
 
     #[test]

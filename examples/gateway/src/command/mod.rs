@@ -7,6 +7,7 @@ mod flags;
 mod flags_page;
 mod kubernetes;
 mod run;
+mod user;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -23,6 +24,14 @@ pub(crate) fn main() -> ExitCode {
             // The reader may have closed the pipe.
             let _ = write!(std::io::stdout(), "{text}");
             return ExitCode::SUCCESS;
+        }
+        Ok(Parsed::User(command, users_file)) => {
+            let text = user::run(command, users_file.as_deref());
+            // The token is shown only once, so a failure to print it is an error.
+            let printed = text.and_then(|text| {
+                write!(std::io::stdout(), "{text}").map_err(|error| format!("cannot print the answer: {error}"))
+            });
+            return printed.map_or_else(|message| fail(&message, 1), |()| ExitCode::SUCCESS);
         }
         Err(message) => return fail(&message, WRONG_FLAGS),
     };

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use jupyter_protocol::KernelId;
 use kernel_manager::{Kernel, RestartError};
 use kernel_provider::{LaunchError, ProviderError};
@@ -16,7 +16,9 @@ use tracing::debug;
 use utoipa::IntoParams;
 
 use crate::Gateway;
+use crate::authorization::{Use, may_use_kernel};
 use crate::error::ApiError;
+use crate::identity::{Caller, Identity};
 use crate::limits::JsonObject;
 use crate::model::KernelModel;
 use crate::start::{self, NewKernel};
@@ -36,7 +38,7 @@ pub(super) fn find(gateway: &Gateway, id: &str) -> Result<Arc<Kernel>, ApiError>
         .ok_or_else(|| not_found(id))
 }
 
-pub(super) fn not_found(id: &str) -> ApiError {
+pub(crate) fn not_found(id: &str) -> ApiError {
     let shown: String = id.chars().take(64).collect();
     ApiError::not_found(format!("Kernel does not exist: {shown}"))
 }
@@ -50,7 +52,14 @@ pub(super) fn may_list(gateway: &Gateway) -> Result<(), ApiError> {
     }
 }
 
-/// The running kernels, oldest first.
+/// The running kernels that the caller may see, oldest first.
+pub(super) fn visible_kernels(gateway: &Gateway, caller: &Arc<Identity>) -> Vec<Arc<Kernel>> {
+    let mut kernels = gateway.manager.list();
+    kernels.retain(|kernel| may_use_kernel(gateway, caller, kernel, Use::See));
+    kernels
+}
+
+/// The running kernels that the client may see, oldest first.
 #[utoipa::path(
     get, path = "/api/kernels", tag = "kernels", operation_id = "list_kernels",
     responses(
@@ -58,9 +67,12 @@ pub(super) fn may_list(gateway: &Gateway) -> Result<(), ApiError> {
         (status = 403, description = "Kernels may not be listed"),
     ),
 )]
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<KernelModel>>, ApiError> {
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
+) -> Result<Json<Vec<KernelModel>>, ApiError> {
     may_list(&gateway)?;
-    let kernels = gateway.manager.list();
+    let kernels = visible_kernels(&gateway, &caller);
     let models = kernels.iter().map(|kernel| KernelModel::new(&gateway, kernel));
     Ok(Json(models.collect()))
 }
@@ -123,8 +135,12 @@ pub(super) async fn one(
         (status = 504, description = "The kernel did not answer in time"),
     ),
 )]
-pub(super) async fn start(State(gateway): State<Arc<Gateway>>, body: JsonObject) -> Result<Response, ApiError> {
-    let kernel = start::start(&gateway, body.read()?)
+pub(super) async fn start(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let kernel = start::start(&gateway, &caller, body.read()?)
         .await
         .map_err(|no_kernel| no_kernel.into_api_error(StatusCode::BAD_REQUEST))?;
     let location = format!("{}/api/kernels/{}", gateway.options.base_url.prefix(), kernel.id());

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use jupyter_protocol::{InstalledKernelspec, Kernelspec};
 use kernel_manager::StartError;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::Gateway;
 use crate::error::ApiError;
+use crate::identity::Caller;
 use crate::model::one_of;
 use crate::users::may_use;
 
@@ -25,7 +26,7 @@ const MAX_RESOURCE: u64 = 16 << 20;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct UserQuery {
-    /// Only kernelspecs that this user may use.
+    /// Only kernelspecs that this user may use. A client that may not act for others can name only itself.
     #[param(nullable = false)]
     user: Option<String>,
 }
@@ -141,16 +142,19 @@ async fn model(gateway: &Gateway, spec: InstalledKernelspec) -> Result<Json<Kern
 )]
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
     Query(UserQuery { user }): Query<UserQuery>,
 ) -> Result<Response, ApiError> {
     let user = user.filter(|user| !user.is_empty());
     // With `KERNEL_USERNAME`, jupyter_server requests a single kernelspec here, by appending its name to the user's:
     // `?user=bob/python3`.
     if let Some((user, name)) = user.as_deref().and_then(|user| user.split_once('/')) {
-        return Ok(model(&gateway, find(&gateway, name, Some(user))?)
+        let user = caller.acting_for(Some(user.to_owned()))?;
+        return Ok(model(&gateway, find(&gateway, name, user.as_deref())?)
             .await?
             .into_response());
     }
+    let user = caller.acting_for(user)?;
     let specs = gateway.manager.specs();
     let prefix = gateway.options.base_url.prefix().to_owned();
     let kernelspecs = blocking(move || {
@@ -185,8 +189,10 @@ pub(super) async fn list(
 pub(super) async fn one(
     State(gateway): State<Arc<Gateway>>,
     Path(KernelspecPath { name }): Path<KernelspecPath>,
+    Extension(caller): Caller,
     Query(UserQuery { user }): Query<UserQuery>,
 ) -> Result<Json<KernelspecModel>, ApiError> {
+    let user = caller.acting_for(user)?;
     model(&gateway, find(&gateway, &name, user.as_deref())?).await
 }
 
@@ -198,14 +204,16 @@ pub(super) async fn one(
         (status = 200, description = "The file", content(
             ("image/png"), ("image/svg+xml"), ("text/javascript"), ("text/css"), ("application/octet-stream"),
         )),
+        (status = 403, description = "The user may not use the kernelspec"),
         (status = 404, description = "There is no such kernelspec or file"),
     ),
 )]
 pub(super) async fn resource(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
     Path(ResourcePath { name, path }): Path<ResourcePath>,
 ) -> Result<Response, ApiError> {
-    let spec = find(&gateway, &name, None)?;
+    let spec = find(&gateway, &name, caller.name.as_deref())?;
     let missing = || ApiError::not_found("the kernelspec has no such resource; its model lists those that it has");
     let (content_type, data) = blocking(move || {
         let file = spec.resource(&path).ok()?;

@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use jupyter_protocol::KernelId;
 use kernel_log::{Epoch, RemoveError, Seq};
+use kernel_manager::Kernel;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::kernels::{KernelPath, may_list};
 use crate::Gateway;
+use crate::authorization::{Subject, Use, permission};
 use crate::error::ApiError;
+use crate::identity::Caller;
 use crate::model::timestamp;
 
 /// A kernel's log.
@@ -38,7 +41,7 @@ pub(super) struct LogModel {
     updated: String,
 }
 
-/// The logs, most recently written first.
+/// The logs that the client may see, most recently written first.
 #[utoipa::path(
     get, path = "/api/logs", tag = "logs", operation_id = "list_logs",
     responses(
@@ -46,19 +49,29 @@ pub(super) struct LogModel {
         (status = 403, description = "Logs may not be listed"),
     ),
 )]
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<LogModel>>, ApiError> {
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
+) -> Result<Json<Vec<LogModel>>, ApiError> {
     may_list(&gateway)?;
-    let mut running: BTreeMap<KernelId, String> = BTreeMap::new();
-    for kernel in gateway.manager.list() {
-        running.insert(kernel.id(), kernel.spec_name().to_owned());
-    }
+    let running: BTreeMap<KernelId, Arc<Kernel>> = gateway
+        .manager
+        .list()
+        .into_iter()
+        .map(|kernel| (kernel.id(), kernel))
+        .collect();
     let mut logs = gateway.manager.logs().list().await?;
+    logs.retain(|log| {
+        let kernel = running.get(&log.id).cloned();
+        let subject = kernel.map_or_else(|| Subject::Log(log.clone()), Subject::Kernel);
+        permission(&gateway, &caller, &subject, Use::See).is_some()
+    });
     logs.sort_by_key(|log| std::cmp::Reverse(log.updated));
     Ok(Json(
         logs.iter()
             .map(|log| LogModel {
                 kernel_id: log.id,
-                name: running.get(&log.id).cloned(),
+                name: running.get(&log.id).map(|kernel| kernel.spec_name().to_owned()),
                 running: running.contains_key(&log.id),
                 epoch: log.epoch,
                 earliest: log.first,

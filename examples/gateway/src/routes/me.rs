@@ -1,20 +1,21 @@
-//! `GET /api/me`: the client's identity and permissions. The token grants all permissions.
+//! `GET /api/me`: the client's identity and permissions.
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Query, State};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::Gateway;
 use crate::error::ApiError;
+use crate::identity::{Caller, Role};
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct MeQuery {
-    /// A JSON object of resources, each with a list of actions. All are granted to every client with the token.
+    /// A JSON object of resources, each with a list of actions. The response has those that the client's role grants.
     #[param(nullable = false)]
     permissions: Option<String>,
 }
@@ -47,16 +48,23 @@ struct Identity {
 )]
 pub(super) async fn me(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
     Query(MeQuery { permissions }): Query<MeQuery>,
 ) -> Result<Json<Me>, ApiError> {
-    let mut granted = match permissions.as_deref() {
+    let mut granted: Map<String, Value> = match permissions.as_deref() {
         None | Some("") => Map::new(),
         Some(asked) => read(asked).ok_or_else(|| {
             ApiError::bad_request("permissions must be a JSON object of lists, such as {\"kernels\": [\"read\"]}")
         })?,
     };
+    for (resource, actions) in &mut granted {
+        if let Value::Array(actions) = actions {
+            actions.retain(|action| grants(caller.role, resource, action.as_str().unwrap_or_default()));
+        }
+    }
     granted.insert("updatable_fields".to_owned(), json!([]));
-    let name = gateway.options.default_owner.as_deref().unwrap_or("anonymous");
+    let name = caller.name.as_deref().or(gateway.options.default_owner.as_deref());
+    let name = name.unwrap_or("anonymous");
     Ok(Json(Me {
         identity: Identity {
             username: name.to_owned(),
@@ -68,6 +76,15 @@ pub(super) async fn me(
         },
         permissions: granted,
     }))
+}
+
+/// Whether a role has a permission in the terms of jupyter_server.
+fn grants(role: Role, resource: &str, action: &str) -> bool {
+    match role {
+        Role::User | Role::Admin | Role::Server => true,
+        Role::Operator => action == "read" || (action == "write" && matches!(resource, "kernels" | "sessions")),
+        Role::Viewer => action == "read",
+    }
 }
 
 fn read(asked: &str) -> Option<Map<String, Value>> {

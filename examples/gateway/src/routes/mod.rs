@@ -27,8 +27,9 @@ use utoipa_axum::routes;
 
 pub(crate) use self::event_stream::write_event;
 pub(crate) use self::execution_outputs::OutputLimits;
-pub(crate) use self::kernels::KernelPath;
+pub(crate) use self::kernels::{KernelPath, not_found as no_such_kernel};
 pub(crate) use self::progress::progress_of_kernel;
+pub(crate) use self::sessions::not_found as no_such_session;
 use crate::error::ApiError;
 use crate::{Gateway, auth, base_url, cors, error, limits, live, request_log, unread_body, websocket};
 
@@ -106,18 +107,56 @@ mod tests {
     use kernel_log::{LogOptions, Logs, MemoryStore};
     use kernel_manager::{Manager, ManagerOptions};
 
+    use axum::http::Method;
+
     use super::*;
+    use crate::authorization::{ROUTES, action_of};
     use crate::{Access, GatewayOptions};
 
     /// axum's own routes to the fallback.
     const FALLBACK: [&str; 2] = ["/", "/{*__private__axum_fallback}"];
 
-    #[tokio::test]
-    async fn the_description_has_the_routes_and_no_others() {
+    fn gateway() -> Arc<Gateway> {
         let logs = Logs::new(Arc::new(MemoryStore::new()), LogOptions::default()).unwrap();
         let manager = Manager::new(vec![], logs, ManagerOptions::default());
-        let gateway = Arc::new(Gateway::new(manager, GatewayOptions::new(Access::Open)));
-        let (routes, api) = described_routes(&gateway);
+        Arc::new(Gateway::new(manager, GatewayOptions::new(Access::Open)))
+    }
+
+    /// Routes that the guard does not protect.
+    const OPEN: [&str; 3] = ["/healthz", "/live/{token}", "/live/{token}/events"];
+
+    #[tokio::test]
+    async fn each_protected_route_has_an_action_and_no_other_has() {
+        let (_, api) = described_routes(&gateway());
+        let mut described = BTreeSet::new();
+        for (path, item) in api.paths.paths {
+            let path = path.replace("{path}", "{*path}");
+            for (method, operation) in [
+                (Method::GET, item.get),
+                (Method::POST, item.post),
+                (Method::PATCH, item.patch),
+                (Method::DELETE, item.delete),
+                (Method::PUT, item.put),
+            ] {
+                if operation.is_some() && !OPEN.contains(&path.as_str()) {
+                    assert!(
+                        action_of(&method, &path).is_some(),
+                        "add {method} {path} to the table of `authorization`"
+                    );
+                    described.insert(format!("{method} {path}"));
+                }
+            }
+        }
+        let table: BTreeSet<String> = ROUTES
+            .iter()
+            .map(|(method, path, _)| format!("{method} {path}"))
+            .collect();
+        assert_eq!(table, described);
+    }
+
+    #[tokio::test]
+    async fn the_description_has_the_routes_and_no_others() {
+        let (routes, api) = described_routes(&gateway());
         let described: BTreeSet<String> = api.paths.paths.into_keys().collect();
         // A router names its routes only in its debug output.
         let text = format!("{routes:?}");

@@ -97,7 +97,7 @@ async fn source(gateway: &Gateway, id: KernelId) -> Result<Option<Source>, ApiEr
         return Ok(Some(Source::Kernel(kernel, state, process)));
     }
     if let Some(launch) = gateway.launches.get(id)
-        && launch.progress().borrow().phase != KernelPhase::Ready
+        && !launch.is_ready()
     {
         return Ok(Some(Source::Launch(launch.progress())));
     }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use jupyter_protocol::KernelId;
 use kernel_manager::Kernel;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,9 @@ use uuid::Uuid;
 
 use super::kernels::{may_list, shut_down};
 use crate::Gateway;
+use crate::authorization::{Use, may_use_kernel};
 use crate::error::ApiError;
+use crate::identity::{Caller, Identity, Role};
 use crate::limits::JsonObject;
 use crate::model::KernelModel;
 use crate::sessions::{Change, NotAdded, Session};
@@ -120,7 +122,7 @@ fn session_model(gateway: &Gateway, session: &Session) -> Option<SessionModel> {
     })
 }
 
-fn not_found(id: &str) -> ApiError {
+pub(crate) fn not_found(id: &str) -> ApiError {
     let shown: String = id.chars().take(64).collect();
     ApiError::not_found(format!("Session does not exist: {shown}"))
 }
@@ -132,7 +134,7 @@ fn find(gateway: &Gateway, id: &str) -> Result<Session, ApiError> {
         .ok_or_else(|| not_found(id))
 }
 
-/// The sessions whose kernels run, oldest first.
+/// The sessions whose kernels run and may be seen by the client, oldest first.
 #[utoipa::path(
     get, path = "/api/sessions", tag = "sessions", operation_id = "list_sessions",
     responses(
@@ -140,9 +142,15 @@ fn find(gateway: &Gateway, id: &str) -> Result<Session, ApiError> {
         (status = 403, description = "Sessions may not be listed"),
     ),
 )]
-pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Result<Json<Vec<SessionModel>>, ApiError> {
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
+) -> Result<Json<Vec<SessionModel>>, ApiError> {
     may_list(&gateway)?;
-    let sessions = gateway.sessions.list(|kernel| gateway.has_kernel(kernel));
+    let sessions = gateway.sessions.list(|kernel| {
+        let kernel = gateway.manager.get(kernel);
+        kernel.is_some_and(|kernel| may_use_kernel(&gateway, &caller, &kernel, Use::See))
+    });
     Ok(Json(
         sessions
             .iter()
@@ -213,13 +221,17 @@ fn missing(field: &str) -> ApiError {
         (status = 504, description = "The kernel did not answer in time"),
     ),
 )]
-pub(super) async fn create(State(gateway): State<Arc<Gateway>>, body: JsonObject) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
     let request = SessionRequest::read(body)?;
     let path = request.path.ok_or_else(|| missing("path"))?;
     let kind = request.kind.ok_or_else(|| missing("type"))?;
     let kernel = request.kernel.unwrap_or_default();
     let name = request.name.unwrap_or_default();
-    let creating = find_or_create(gateway.clone(), path, name, kind, kernel);
+    let creating = find_or_create(gateway.clone(), caller, path, name, kind, kernel);
     // Continues if the client disconnects, so that no kernel is left without its session.
     let session = tokio::spawn(creating).await.map_err(|_| {
         ApiError::new(
@@ -236,24 +248,30 @@ pub(super) async fn create(State(gateway): State<Arc<Gateway>>, body: JsonObject
 /// The session of this path, or a new one.
 async fn find_or_create(
     gateway: Arc<Gateway>,
+    caller: Arc<Identity>,
     path: String,
     name: String,
     kind: String,
     mut kernel: SessionKernel,
 ) -> Result<Session, ApiError> {
     let has_kernel = |kernel| gateway.has_kernel(kernel);
-    if let Some(session) = gateway.sessions.of_path(&path, has_kernel) {
+    // Notebooks of different users may have the same path. The shared token is that of a server with one set of files.
+    let is_own = |kernel| {
+        let kernel = gateway.manager.get(kernel);
+        kernel.is_some_and(|kernel| caller.role == Role::Server || caller.is(kernel.owner()))
+    };
+    if let Some(session) = gateway.sessions.of_path(&path, is_own) {
         return Ok(session);
     }
-    let (kernel, is_new) = match named_kernel(&gateway, kernel.id.take()) {
+    let (kernel, is_new) = match named_kernel(&gateway, &caller, kernel.id.take()) {
         NamedKernel::Found(kernel) => (kernel, false),
-        NamedKernel::Unnamed => (start_kernel(&gateway, kernel, &path).await?, true),
+        NamedKernel::Unnamed => (start_kernel(&gateway, &caller, kernel, &path).await?, true),
         // The notebook's kernel has ended. As with jupyter_server, a new kernel starts under the same id.
         NamedKernel::Unknown(id) => {
             if id.parse::<KernelId>().is_ok() {
                 kernel.kernel_id = Some(id);
             }
-            (start_kernel(&gateway, kernel, &path).await?, true)
+            (start_kernel(&gateway, &caller, kernel, &path).await?, true)
         }
     };
     let session = Session {
@@ -265,7 +283,7 @@ async fn find_or_create(
     };
     match gateway
         .sessions
-        .add(session, has_kernel)
+        .add(session, has_kernel, is_own)
         .map_err(|not_added| *not_added)
     {
         Ok(session) => Ok(session),
@@ -285,17 +303,18 @@ async fn find_or_create(
 /// The kernel named by `kernel.id` in the body.
 enum NamedKernel {
     Found(Arc<Kernel>),
-    /// No kernel has this id.
+    /// No kernel that the caller may use has this id.
     Unknown(String),
     /// No id.
     Unnamed,
 }
 
-fn named_kernel(gateway: &Gateway, id: Option<String>) -> NamedKernel {
+fn named_kernel(gateway: &Gateway, caller: &Arc<Identity>, id: Option<String>) -> NamedKernel {
     let Some(id) = id.filter(|id| !id.is_empty()) else {
         return NamedKernel::Unnamed;
     };
     let found = id.parse::<KernelId>().ok().and_then(|id| gateway.manager.get(id));
+    let found = found.filter(|kernel| may_use_kernel(gateway, caller, kernel, Use::Run));
     found.map_or_else(
         || NamedKernel::Unknown(id.chars().take(64).collect()),
         NamedKernel::Found,
@@ -303,8 +322,13 @@ fn named_kernel(gateway: &Gateway, id: Option<String>) -> NamedKernel {
 }
 
 /// Starts a kernel from the body's `kernel`. An unknown kernelspec is 501, as clients of sessions expect.
-async fn start_kernel(gateway: &Gateway, kernel: SessionKernel, path: &str) -> Result<Arc<Kernel>, ApiError> {
-    start::start(gateway, kernel.into_new(path))
+async fn start_kernel(
+    gateway: &Gateway,
+    caller: &Arc<Identity>,
+    kernel: SessionKernel,
+    path: &str,
+) -> Result<Arc<Kernel>, ApiError> {
+    start::start(gateway, caller, kernel.into_new(path))
         .await
         .map_err(|no_kernel| no_kernel.into_api_error(StatusCode::NOT_IMPLEMENTED))
 }
@@ -329,11 +353,12 @@ async fn start_kernel(gateway: &Gateway, kernel: SessionKernel, path: &str) -> R
 )]
 pub(super) async fn change(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
     Path(SessionPath { id }): Path<SessionPath>,
     body: JsonObject,
 ) -> Result<Json<SessionModel>, ApiError> {
     let session = find(&gateway, &id)?;
-    let changing = changed(gateway, session, SessionRequest::read(body)?);
+    let changing = changed(gateway, caller, session, SessionRequest::read(body)?);
     let model = tokio::spawn(changing).await.map_err(|_| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -346,17 +371,18 @@ pub(super) async fn change(
 /// The session's model after the change; `None` if the session or its kernel no longer exists.
 async fn changed(
     gateway: Arc<Gateway>,
+    caller: Arc<Identity>,
     session: Session,
     request: SessionRequest,
 ) -> Result<Option<SessionModel>, ApiError> {
     let mut started_kernel = None;
     let kernel = match request.kernel {
         None => None,
-        Some(mut wanted) => match named_kernel(&gateway, wanted.id.take()) {
+        Some(mut wanted) => match named_kernel(&gateway, &caller, wanted.id.take()) {
             NamedKernel::Found(kernel) => Some(kernel.id()),
             NamedKernel::Unknown(id) => return Err(ApiError::bad_request(format!("No such kernel: {id}"))),
             NamedKernel::Unnamed if wanted.name.is_some() => {
-                let kernel = start_kernel(&gateway, wanted, &session.path).await?;
+                let kernel = start_kernel(&gateway, &caller, wanted, &session.path).await?;
                 let id = kernel.id();
                 started_kernel = Some(kernel);
                 Some(id)

@@ -14,12 +14,15 @@ use uuid::Uuid;
 use super::kernels::{KernelPath, find, not_found};
 use crate::Gateway;
 use crate::error::ApiError;
+use crate::identity::checked_name;
 use crate::limits::JsonObject;
 use crate::model::timestamp;
-use crate::shares::{DEFAULT_LIFETIME, MAX_LIFETIME, MIN_LIFETIME, Share, ShareError, SharedKernel};
+use crate::shares::{DEFAULT_LIFETIME, MAX_LIFETIME, MIN_LIFETIME, Readers, Share, ShareError, SharedKernel};
 
 /// Longest path of a notebook, in bytes.
 const MAX_PATH: usize = 1_024;
+/// The most users, and the most groups, of a share.
+const MAX_READERS: usize = 64;
 
 /// The share to make.
 #[derive(Deserialize, ToSchema)]
@@ -27,8 +30,12 @@ const MAX_PATH: usize = 1_024;
 pub(super) struct NewShare {
     /// The path of the notebook. The page shows it as title.
     path: Option<String>,
-    /// How long the link works, in seconds: a day by default, 30 days at most.
+    /// How long the share lasts, in seconds: a day by default, 30 days at most.
     expires_in_s: Option<u64>,
+    /// Users of the gateway who may read the kernel with their own tokens. A share with users or groups has no link.
+    users: Option<Vec<String>>,
+    /// Groups whose members may read the kernel.
+    groups: Option<Vec<String>>,
 }
 
 /// A share.
@@ -38,6 +45,14 @@ pub(super) struct ShareModel {
     #[schema(format = Uuid)]
     id: String,
     path: Option<String>,
+    /// The users who may read the kernel; absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    users: Vec<String>,
+    /// The groups whose members may read the kernel; absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    groups: Vec<String>,
     #[schema(format = DateTime)]
     created: String,
     #[schema(format = DateTime)]
@@ -50,10 +65,14 @@ pub(super) struct ShareModel {
 pub(super) struct ShareWithLink {
     #[serde(flatten)]
     share: ShareModel,
-    /// The token, which gives access to the page.
-    token: String,
-    /// The path of the page, with the gateway's base URL.
-    url: String,
+    /// The token, which gives access to the page; absent from a share with users or groups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    token: Option<String>,
+    /// The path of the page, with the gateway's base URL; absent like the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    url: Option<String>,
 }
 
 /// The shares of a kernel.
@@ -80,6 +99,8 @@ impl From<&Share> for ShareModel {
         Self {
             id: share.id.to_string(),
             path: share.path.clone(),
+            users: share.readers.users.clone(),
+            groups: share.readers.groups.clone(),
             created: timestamp(share.created),
             expires: timestamp(share.expires),
         }
@@ -95,7 +116,21 @@ fn if_allowed(gateway: &Gateway) -> Result<(), ApiError> {
     }
 }
 
-/// Makes a link to a read-only page of the kernel's cells and their live outputs.
+/// Checks the names of users or groups.
+fn checked_names(field: &str, names: Option<Vec<String>>) -> Result<Vec<String>, ApiError> {
+    let names = names.unwrap_or_default();
+    if names.len() > MAX_READERS {
+        let message = format!("{field:?} has more than {MAX_READERS} names; share with a group instead");
+        return Err(ApiError::bad_request(message));
+    }
+    for name in &names {
+        checked_name(name).map_err(|error| ApiError::bad_request(format!("{field:?}: {error}")))?;
+    }
+    Ok(names)
+}
+
+/// Makes a link to a read-only page of the kernel's cells and their live outputs, or lets users and groups of the
+/// gateway read the kernel.
 #[utoipa::path(
     post, path = "/api/kernels/{id}/shares", tag = "shares", operation_id = "share", params(KernelPath),
     request_body = Option<NewShare>,
@@ -117,7 +152,12 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     if_allowed(&gateway)?;
     let kernel = find(&gateway, &id)?;
-    let NewShare { path, expires_in_s } = body.read()?;
+    let NewShare {
+        path,
+        expires_in_s,
+        users,
+        groups,
+    } = body.read()?;
     if path.as_ref().is_some_and(|path| path.len() > MAX_PATH) {
         return Err(ApiError::bad_request(format!(
             "\"path\" has more than {MAX_PATH} bytes"
@@ -131,9 +171,13 @@ pub(super) async fn create(
             MAX_LIFETIME.as_secs()
         )));
     }
+    let readers = Readers {
+        users: checked_names("users", users)?,
+        groups: checked_names("groups", groups)?,
+    };
     let (share, token) = gateway
         .shares
-        .create(SharedKernel::of(&kernel), path, lifetime)
+        .create(SharedKernel::of(&kernel), path, readers, lifetime)
         .await
         .map_err(|error| {
             let status = match error {
@@ -146,7 +190,7 @@ pub(super) async fn create(
     let location = format!("{prefix}/api/kernels/{}/shares/{}", kernel.id(), share.id);
     let made = ShareWithLink {
         share: (&share).into(),
-        url: format!("{prefix}/live/{token}"),
+        url: token.as_ref().map(|token| format!("{prefix}/live/{token}")),
         token,
     };
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(made)).into_response())

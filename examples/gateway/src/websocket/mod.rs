@@ -19,6 +19,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -37,6 +38,7 @@ use tungstenite::handshake::server::create_response_with_body;
 use utoipa::IntoParams;
 
 use crate::Gateway;
+use crate::authorization::Permission;
 use crate::error::ApiError;
 use crate::routes::KernelPath;
 use acknowledgement::Acknowledgement;
@@ -50,6 +52,51 @@ const CONTROL_FRAMES: usize = 16;
 const LEAVING: Duration = Duration::from_millis(200);
 /// How long a client may take to answer a Close, and to read what is being written when the gateway shuts down.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// The same if the client's permission ends.
+const REVOKED_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Why the gateway ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    ShuttingDown,
+    /// The client's permission to use the kernel has ended.
+    Revoked,
+}
+
+impl Ending {
+    /// The code of the Close frame (RFC 6455 section 7.4.1). JupyterLab reconnects after any but 1000 and 1001.
+    fn code(self, format: Format) -> u16 {
+        match self {
+            Self::ShuttingDown if format == Format::Resume => 1001,
+            Self::ShuttingDown => 1012,
+            Self::Revoked => 1008,
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::ShuttingDown => "the gateway is shutting down",
+            Self::Revoked => "the permission to use the kernel has ended",
+        }
+    }
+
+    /// How long the client may take afterwards.
+    fn deadline(self) -> Duration {
+        match self {
+            Self::ShuttingDown => CLOSE_DEADLINE,
+            Self::Revoked => REVOKED_DEADLINE,
+        }
+    }
+}
+
+/// Waits until the gateway closes or the permission ends.
+async fn ending(gateway: &Arc<Gateway>, permission: Permission) -> Ending {
+    tokio::select! {
+        biased;
+        () = gateway.closing() => Ending::ShuttingDown,
+        () = permission.ended(gateway.clone()) => Ending::Revoked,
+    }
+}
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -85,9 +132,10 @@ pub(crate) async fn channels(
     State(gateway): State<Arc<Gateway>>,
     Path(KernelPath { id }): Path<KernelPath>,
     Query(query): Query<ChannelsQuery>,
+    Extension(permission): Extension<Permission>,
     request: Request,
 ) -> Response {
-    open(gateway, &id, query, request)
+    open(gateway, &id, query, permission, request)
         .await
         .unwrap_or_else(IntoResponse::into_response)
 }
@@ -96,6 +144,7 @@ async fn open(
     gateway: Arc<Gateway>,
     id: &str,
     query: ChannelsQuery,
+    permission: Permission,
     mut request: Request,
 ) -> Result<Response, ApiError> {
     let subprotocol = chosen_subprotocol(request.headers());
@@ -146,7 +195,7 @@ async fn open(
         }
     };
     let clients = gateway.clients.clone();
-    let serving = serve(gateway, feed, hello, format, upgrade);
+    let serving = serve(gateway, permission, feed, hello, format, upgrade);
     clients.spawn(
         async move {
             match serving.await {
@@ -175,6 +224,7 @@ fn chosen_subprotocol(headers: &HeaderMap) -> Option<&'static str> {
 /// Serves the connection to its end, and returns why it ended.
 async fn serve(
     gateway: Arc<Gateway>,
+    permission: Permission,
     feed: Feed,
     hello: Option<Notice>,
     format: Format,
@@ -193,7 +243,7 @@ async fn serve(
         format,
         acknowledgement,
         control_frames,
-        gateway.closing(),
+        ending(&gateway, permission.clone()),
     );
     let mut inbound = pin!(inbound);
     // Both halves are futures of this task, so whichever ends first ends the other.
@@ -202,12 +252,14 @@ async fn serve(
         ended = outbound => {
             let reason = ended?;
             // Closing with unread data would reset the connection and lose the Close frame.
-            let _ = timeout(CLOSE_DEADLINE, inbound).await;
+            let deadline = if reason == Ending::Revoked.reason() { REVOKED_DEADLINE } else { CLOSE_DEADLINE };
+            let _ = timeout(deadline, inbound).await;
             Ok(reason)
         }
-        () = async {
-            gateway.closing().await;
-            sleep(CLOSE_DEADLINE).await;
-        } => Ok("the gateway is shutting down"),
+        reason = async {
+            let ending = ending(&gateway, permission).await;
+            sleep(ending.deadline()).await;
+            ending.reason()
+        } => Ok(reason),
     }
 }

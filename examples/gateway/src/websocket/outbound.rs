@@ -15,6 +15,7 @@ use tracing::warn;
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control as ControlFrame, Data, OpCode};
 
+use super::Ending;
 use super::acknowledgement::Acknowledgement;
 use super::feed::Feed;
 use super::format::{Encoded, Format};
@@ -25,7 +26,7 @@ const GATHER_BYTES: usize = 64 << 10;
 /// Interval of Pings on an idle connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-/// Writes the log's entries for this client until the kernel or the client is gone, or `closing` completes. A slow
+/// Writes the log's entries for this client until the kernel or the client is gone, or `ending` completes. A slow
 /// client does not delay others: its unread entries stay in the log.
 pub(super) async fn run(
     mut out: Frames<impl AsyncWrite + Unpin>,
@@ -34,14 +35,14 @@ pub(super) async fn run(
     format: Format,
     acknowledgement: Arc<Acknowledgement>,
     mut control: mpsc::Receiver<Control>,
-    closing: impl Future<Output = ()>,
+    ending: impl Future<Output = Ending>,
 ) -> io::Result<&'static str> {
     let client = feed.client();
     let mut keep_alive = interval(KEEP_ALIVE);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     keep_alive.reset();
     let mut superseded = pin!(feed.superseded());
-    let mut closing = pin!(closing);
+    let mut ending = pin!(ending);
     let mut silent = true;
     if let Some(hello) = hello {
         out.notice(&hello);
@@ -51,13 +52,13 @@ pub(super) async fn run(
     loop {
         tokio::select! {
             block = feed.next() => {
+                // A gateway that shuts down closes the logs of kernels that keep running.
+                if matches!(block, Ok(None)) && let Some(ending) = ending.as_mut().now_or_never() {
+                    out.close(ending.code(format), ending.reason()).await?;
+                    return Ok(ending.reason());
+                }
                 let mut next = match block {
                     Ok(Some(block)) => Some(block),
-                    // A gateway that shuts down closes the logs of kernels that keep running.
-                    Ok(None) if closing.as_mut().now_or_never().is_some() => {
-                        out.close(shutting_down(format), "the gateway is shutting down").await?;
-                        return Ok("the gateway is shutting down");
-                    }
                     Ok(None) if format == Format::Resume => {
                         out.notice(&Notice::End {});
                         out.close(1000, "the kernel is gone").await?;
@@ -143,17 +144,12 @@ pub(super) async fn run(
                 out.close(code, "replaced by a newer connection of the session").await?;
                 return Ok("replaced by a newer connection of the session");
             }
-            () = &mut closing => {
-                out.close(shutting_down(format), "the gateway is shutting down").await?;
-                return Ok("the gateway is shutting down");
+            ending = &mut ending => {
+                out.close(ending.code(format), ending.reason()).await?;
+                return Ok(ending.reason());
             }
         }
     }
-}
-
-/// Close code at shutdown. JupyterLab reconnects after any but 1000 and 1001.
-fn shutting_down(format: Format) -> u16 {
-    if format == Format::Resume { 1001 } else { 1012 }
 }
 
 /// Replays executions that a reconnecting client may have received only partly.

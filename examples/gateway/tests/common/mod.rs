@@ -1,6 +1,8 @@
 //! A gateway on a TCP port of this machine, with kernels that run as tasks of the test.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
 
+pub mod users;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
