@@ -1,8 +1,9 @@
 //! Authentication: finds out who sends a request.
 //!
 //! Tokens are sent as `Authorization: token X`, `Authorization: Bearer X` or `?token=X`. The words `token` and `Bearer` in
-//! the header are case-insensitive. The first way that accepts a token of the request decides: the shared token, then
-//! the users' tokens.
+//! the header are case-insensitive. The first way that accepts a token of the request decides: the shared token, the
+//! users' tokens, those of an OpenID Connect issuer, and those of a JupyterHub. Without such a token, a trusted proxy may
+//! name the user.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,11 @@ use axum::response::{IntoResponse, Response};
 use tokio::time::sleep;
 
 use crate::error::ApiError;
+use crate::group_roles::GroupRoles;
 use crate::identity::Identity;
+use crate::jupyterhub::{HubUnavailable, JupyterHub};
+use crate::oidc::{Oidc, OidcRefusal};
+use crate::trusted_header::PeerAddress;
 use crate::user_tokens::{Busy, Users};
 use crate::wrong_tokens::{ClientAddress, WrongTokens};
 use crate::{Access, Gateway, Token, authorization, origin};
@@ -58,20 +63,38 @@ async fn authenticate(gateway: &Gateway, request: &Parts) -> Result<Arc<Identity
         Access::Token(token) => Some(token),
         Access::Users => None,
     };
-    // Missing if the router is not served by `serve`.
-    let address = request.extensions.get::<ClientAddress>().copied();
+    let from_proxy = options.trusted_header.as_ref().and_then(|trusted| {
+        let peer = request.extensions.get::<PeerAddress>().copied();
+        trusted.identity(&request.headers, peer, &options.group_roles)
+    });
     let ways = Ways {
         token,
         users: options.users.as_ref(),
+        oidc: options.oidc.as_ref(),
+        hub: options.hub.as_ref(),
+        roles: &options.group_roles,
+        from_proxy: from_proxy.clone(),
     };
+    // Missing if the router is not served by `serve`.
+    let address = request.extensions.get::<ClientAddress>().copied();
     let given = given(&request.headers, &request.uri);
-    ways.identity(&gateway.wrong_tokens, address, &given).await
+    let identity = ways.identity(&gateway.wrong_tokens, address, &given).await?;
+    // The proxy may authenticate a browser by its cookies, which foreign pages can use.
+    if from_proxy.is_some_and(|from_proxy| Arc::ptr_eq(&from_proxy, &identity)) {
+        let checked = origin::check(options, &request.method, &request.headers);
+        checked.map_err(|refusal| Box::new(refusal.into_response()))?;
+    }
+    Ok(identity)
 }
 
-/// The ways to authenticate with a token.
+/// The ways to authenticate. The first one that accepts a token decides, and the proxy's header comes last.
 struct Ways<'a> {
     token: Option<&'a Token>,
     users: Option<&'a Users>,
+    oidc: Option<&'a Oidc>,
+    hub: Option<&'a JupyterHub>,
+    roles: &'a GroupRoles,
+    from_proxy: Option<Arc<Identity>>,
 }
 
 impl Ways<'_> {
@@ -81,10 +104,6 @@ impl Ways<'_> {
         address: Option<ClientAddress>,
         given: &[Vec<u8>],
     ) -> Result<Arc<Identity>, Box<Response>> {
-        if given.is_empty() {
-            let message = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
-            return Err(unauthorized(message));
-        }
         let locked_out = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now()));
         // Locking out an address, which may be a proxy's, is justified only if tokens can be guessed.
         let locked_out = locked_out.filter(|_| self.token.is_some_and(Token::is_guessable));
@@ -94,14 +113,23 @@ impl Ways<'_> {
         {
             return Ok(Arc::new(Identity::shared()));
         }
-        if let Some(users) = self.users {
-            for given in given {
-                match users.find(given).await {
-                    Ok(Some(user)) => return Ok(user),
-                    Ok(None) => {}
-                    Err(Busy) => return Err(busy()),
+        let mut reason = "the token is wrong".to_owned();
+        for given in given {
+            match self.user(given).await {
+                Ok(user) => return Ok(user),
+                Err(Refusal::Wrong) => {}
+                Err(Refusal::Jwt(refusal)) => reason = format!("the token is not accepted: {refusal}"),
+                Err(Refusal::Later(message)) => {
+                    return Err(later(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(1), message));
                 }
             }
+        }
+        if let Some(from_proxy) = &self.from_proxy {
+            return Ok(from_proxy.clone());
+        }
+        if given.is_empty() {
+            let message = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
+            return Err(unauthorized(message));
         }
         if let Some(wait) = locked_out {
             let message = "too many wrong tokens from this address; wait for the time in Retry-After";
@@ -110,13 +138,56 @@ impl Ways<'_> {
         if let Some(address) = address {
             sleep(wrong_tokens.count(address, Instant::now())).await;
         }
-        Err(unauthorized("the token is wrong"))
+        Err(unauthorized(&reason))
+    }
+
+    /// The user with this token.
+    async fn user(&self, token: &[u8]) -> Result<Arc<Identity>, Refusal> {
+        if let Some(users) = self.users
+            && let Some(user) = users.find(token).await?
+        {
+            return Ok(user);
+        }
+        let mut refusal = Refusal::Wrong;
+        if let Some(oidc) = self.oidc {
+            match oidc.find(token, self.roles).await {
+                Ok(user) => return Ok(user),
+                Err(OidcRefusal::NoJwt) => {}
+                Err(OidcRefusal::NoKeys) => {
+                    return Err(Refusal::Later(
+                        "the issuer's keys cannot be fetched now; try again later",
+                    ));
+                }
+                Err(refused) => refusal = Refusal::Jwt(refused),
+            }
+        }
+        if let Some(hub) = self.hub
+            && let Some(user) = hub.find(token, self.roles).await?
+        {
+            return Ok(user);
+        }
+        Err(refusal)
     }
 }
 
-fn busy() -> Box<Response> {
-    let message = "too many tokens are being checked; try again after the time in Retry-After";
-    later(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(1), message)
+/// Why a token names no user.
+enum Refusal {
+    Wrong,
+    Jwt(OidcRefusal),
+    /// It cannot be checked now, for this reason.
+    Later(&'static str),
+}
+
+impl From<Busy> for Refusal {
+    fn from(_: Busy) -> Self {
+        Self::Later("too many tokens are being checked; try again after the time in Retry-After")
+    }
+}
+
+impl From<HubUnavailable> for Refusal {
+    fn from(_: HubUnavailable) -> Self {
+        Self::Later("JupyterHub does not answer, so the token cannot be checked; try again later")
+    }
 }
 
 fn later(status: StatusCode, wait: Duration, message: &str) -> Box<Response> {
@@ -171,6 +242,10 @@ mod tests {
             let ways = Ways {
                 token: Some(&token),
                 users: None,
+                oidc: None,
+                hub: None,
+                roles: &GroupRoles::default(),
+                from_proxy: None,
             };
             let given = given(&map, &uri.parse().unwrap());
             let checked = ways.identity(&wrong_tokens, None, &given).await;

@@ -1,14 +1,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{AllowOrigin, BaseUrl, CorsOptions, Token, Users};
+use crate::{AllowOrigin, BaseUrl, CorsOptions, GroupRoles, JupyterHub, Oidc, Token, TrustedHeader, Users};
 
 /// Access control of a gateway.
 #[derive(Clone, Debug)]
 pub enum Access {
-    /// Requires this shared token, which gives access to all kernels, or that of a [user](GatewayOptions::users).
+    /// Requires this shared token, which gives access to all kernels, or a user.
     Token(Token),
-    /// Requires the token of one of the [users](GatewayOptions::users). There is no shared token.
+    /// Requires a user: of the [file](GatewayOptions::users), or authenticated in another way. There is no shared token.
     Users,
     /// No access control: anyone who can connect can run programs on the gateway's machine.
     Open,
@@ -30,6 +30,14 @@ pub struct GatewayOptions {
     pub access: Access,
     /// Users with their own tokens.
     pub users: Option<Users>,
+    /// An issuer whose tokens are accepted.
+    pub oidc: Option<Oidc>,
+    /// A JupyterHub whose users' tokens are accepted.
+    pub hub: Option<JupyterHub>,
+    /// A proxy that authenticates users.
+    pub trusted_header: Option<TrustedHeader>,
+    /// The roles of groups of those that `oidc`, `hub` and `trusted_header` authenticate.
+    pub group_roles: GroupRoles,
     /// Path prefix of all addresses.
     pub base_url: BaseUrl,
     /// Foreign origins whose pages may use the gateway.
@@ -71,6 +79,10 @@ impl GatewayOptions {
         Self {
             access,
             users: None,
+            oidc: None,
+            hub: None,
+            trusted_header: None,
+            group_roles: GroupRoles::default(),
             base_url: BaseUrl::default(),
             allow_origin: AllowOrigin::Own,
             cors: CorsOptions::default(),

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::trusted_header::PeerAddress;
 use crate::wrong_tokens::ClientAddress;
 use crate::{Gateway, router};
 
@@ -45,7 +46,10 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
             debug!(%error, "cannot set the options of a connection");
         }
         // The routes need the peer's address.
-        let service = router.clone().layer(Extension(ClientAddress::from(address.ip())));
+        let service = router
+            .clone()
+            .layer(Extension(ClientAddress::from(address.ip())))
+            .layer(Extension(PeerAddress(address.ip())));
         let connection = http
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
             .with_upgrades();

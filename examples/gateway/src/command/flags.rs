@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::announce::TokenSource;
 use super::kubernetes::KubernetesFlags;
+use super::sign_in::SignInFlags;
 use super::user::UserCommand;
 
 /// Serves the Jupyter kernels of this machine or of a cluster to JupyterLab and other clients, in place of Enterprise
@@ -28,17 +29,13 @@ pub(super) struct Flags {
     /// The port to listen on; 0 picks a free one
     #[arg(long, env = "KERNELMUX_PORT", default_value_t = 8888)]
     pub(super) port: u16,
-    /// The token that clients need [default: a random one]. Other users of this machine can read flags, so prefer the
+    /// The token that clients need [default: a random one, or none if users authenticate in another way]. Other users of this machine can read flags, so prefer the
     /// environment variable or --token-file
     #[arg(long, env = "KERNELMUX_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// A file that contains only the token
     #[arg(long, env = "KERNELMUX_TOKEN_FILE", value_name = "PATH", conflicts_with = "token")]
     token_file: Option<PathBuf>,
-    /// A file of users with their own tokens, which `kernelmux-gateway user` changes; without --token or --token-file,
-    /// there is no shared token then
-    #[arg(long, env = "KERNELMUX_USERS_FILE", value_name = "PATH", global = true)]
-    pub(super) users_file: Option<PathBuf>,
     /// Disable authentication
     #[arg(long, env = "KERNELMUX_NO_AUTH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     no_auth: bool,
@@ -166,7 +163,9 @@ pub(super) struct Flags {
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as info,kernel_provider=debug
     #[arg(long, env = "KERNELMUX_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
-    // Last, because its heading applies to all flags after it.
+    // Last, because their headings apply to all flags after them.
+    #[command(flatten)]
+    pub(super) sign_in: SignInFlags,
     #[command(flatten)]
     pub(super) kubernetes: KubernetesFlags,
     #[command(subcommand)]
@@ -225,7 +224,7 @@ impl Flags {
             Err(error) => return Err(one_line(&error)),
         };
         if let Some(Command::User(command)) = flags.command.take() {
-            return Ok(Parsed::User(command, flags.users_file));
+            return Ok(Parsed::User(command, flags.sign_in.users_file));
         }
         flags.read_token_file()?;
         // Validates everything before anything is set up.
@@ -238,8 +237,8 @@ impl Flags {
     /// Access control.
     pub(super) fn access(&self) -> Result<Access, String> {
         match (&self.token, self.no_auth) {
-            (_, true) if self.users_file.is_some() => {
-                Err("--no-auth and --users-file exclude each other; give one of them".to_owned())
+            (_, true) if self.sign_in.has_users() => {
+                Err("--no-auth and the flags for users exclude each other; give one of them".to_owned())
             }
             (Some(_), true) => Err("--no-auth and a token exclude each other; give one of them".to_owned()),
             (None, true) if !self.ip.is_loopback() && !self.insecure => Err(format!(
@@ -252,7 +251,7 @@ impl Flags {
                 Ok(token) => Ok(Access::Token(token)),
                 Err(error) => Err(format!("wrong token: {error}")),
             },
-            (None, false) if self.users_file.is_some() => Ok(Access::Users),
+            (None, false) if self.sign_in.has_users() => Ok(Access::Users),
             (None, false) => Ok(Access::Token(Token::random())),
         }
     }
@@ -377,6 +376,12 @@ mod tests {
             (&["--no-auth", "--ip", "0.0.0.0"], "--insecure"),
             (&["--no-auth", "--users-file", "x"], "exclude"),
             (&["user", "add"], "<NAME>"),
+            (&["--oidc-issuer", "https://x"], "--oidc-audience"),
+            (&["--trusted-header", "x-user"], "--trusted-proxy"),
+            (&["--trusted-proxy", "10.0.0.0/8"], "--trusted-header"),
+            (&["--trusted-header", "x", "--trusted-proxy", "ten"], "ten"),
+            (&["--group-roles", "x=root"], "is not a role"),
+            (&["--group-roles", "x"], "group and its role"),
             (&["user", "add", "ada", "--role", "root"], "is not a role"),
             (&["--allow-origin", "lab"], "lab"),
             (&["--base-url", "http://x"], "base URL"),
@@ -403,6 +408,8 @@ mod tests {
         }
         let flags = parse(&["--users-file", "u.json"]).unwrap();
         assert!(matches!(flags.access(), Ok(Access::Users)));
+        let proxy = ["--trusted-header", "x-user", "--trusted-proxy", "10.0.0.0/8,fd00::/8"];
+        assert!(matches!(parse(&proxy).unwrap().access(), Ok(Access::Users)));
         let flags = parse(&["--users-file", "u.json", "--token", "x"]).unwrap();
         assert!(matches!(flags.access(), Ok(Access::Token(_))));
     }

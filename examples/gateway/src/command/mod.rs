@@ -7,6 +7,7 @@ mod flags;
 mod flags_page;
 mod kubernetes;
 mod run;
+mod sign_in;
 mod user;
 
 use std::io::Write;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kernel_log::{DiskStore, Durability, LogOptions, LogStore, Logs, WhenFull};
 use kernel_manager::{AtClose, Manager, ManagerOptions};
 use kernel_provider::KernelProvider;
-use kernelmux_gateway::{Access, Gateway, GatewayOptions, Users, UsersFile, serve};
+use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
 use provider_local::{InheritEnv, LocalOptions, LocalProvider};
 #[cfg(target_os = "linux")]
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -132,10 +132,7 @@ impl Running {
         )?;
         info!(%address, data_dir = %data_dir.path().display(), restored, "serving");
         let mut options = options(flags, access)?;
-        options.users = match &flags.users_file {
-            Some(path) => Some(Users::open(UsersFile::new(path))?),
-            None => None,
-        };
+        flags.sign_in.apply(&mut options)?;
         options.shares_file = Some(data_dir.path().join("shares.json"));
         let gateway = Arc::new(Gateway::new(manager.clone(), options));
         Ok(Self {

@@ -49,7 +49,7 @@ pub(super) fn require_token(api: &mut OpenApi) {
         let schemes = ["header", "query"].map(|scheme| SecurityRequirement::new(scheme, [""; 0]));
         operation.security = Some(schemes.into());
         for (status, description) in [
-            ("401", "The token is missing or wrong"),
+            ("401", "The token is missing, wrong or expired"),
             (
                 "429",
                 "Too many wrong tokens came from the client's address; Retry-After is the number of seconds to wait",
@@ -58,6 +58,11 @@ pub(super) fn require_token(api: &mut OpenApi) {
             let response = ResponseBuilder::new().description(description).build();
             operation.responses.responses.insert(status.to_owned(), response.into());
         }
+        let unavailable = ResponseBuilder::new()
+            .description("The token cannot be checked now; Retry-After is the number of seconds to wait")
+            .build();
+        let responses = &mut operation.responses.responses;
+        responses.entry("503".to_owned()).or_insert(unavailable.into());
     }
 }
 

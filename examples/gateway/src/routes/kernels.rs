@@ -126,7 +126,8 @@ pub(super) async fn one(
         (status = 201, description = "The kernel; it has answered its first request", body = KernelModel,
          headers(("Location" = String, description = "The kernel's address"))),
         (status = 400, description = "The request is malformed, or there is no such kernelspec"),
-        (status = 403, description = "The user may not use the kernelspec, or there are too many kernels"),
+        (status = 403, description = "The client may not start kernels or act for this user, the user may not use the \
+         kernelspec, or there are too many kernels"),
         (status = 408, description = "The body did not arrive in time"),
         (status = 409, description = "A kernel with this id exists already"),
         (status = 413, description = "The body is too large"),

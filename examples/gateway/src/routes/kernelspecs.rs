@@ -136,7 +136,7 @@ async fn model(gateway: &Gateway, spec: InstalledKernelspec) -> Result<Json<Kern
     get, path = "/api/kernelspecs", tag = "kernelspecs", operation_id = "list_kernelspecs", params(UserQuery),
     responses(
         (status = 200, description = "All kernelspecs, and the name of the default one", body = KernelspecsModel),
-        (status = 403, description = "The user may not use the kernelspec"),
+        (status = 403, description = "The user may not use the kernelspec, or the client may not act for the user"),
         (status = 404, description = "There is no such kernelspec"),
     ),
 )]

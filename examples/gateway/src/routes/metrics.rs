@@ -24,7 +24,10 @@ struct StateLabels {
 /// Metrics for Prometheus.
 #[utoipa::path(
     get, path = "/metrics", tag = "api", operation_id = "metrics",
-    responses((status = 200, description = "Text format 0.0.4", body = String)),
+    responses(
+        (status = 200, description = "Text format 0.0.4", body = String),
+        (status = 403, description = "The client's role may not see the metrics"),
+    ),
 )]
 pub(super) async fn metrics(State(gateway): State<Arc<Gateway>>) -> Result<Response, ApiError> {
     let mut text = String::new();

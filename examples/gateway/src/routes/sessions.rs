@@ -210,7 +210,8 @@ fn missing(field: &str) -> ApiError {
         (status = 201, description = "The session", body = SessionModel,
          headers(("Location" = String, description = "The session's address"))),
         (status = 400, description = "The request is malformed"),
-        (status = 403, description = "The user may not use the kernelspec, or there are too many kernels or sessions"),
+        (status = 403, description = "The client may not start kernels or act for this user, the user may not use the \
+         kernelspec, or there are too many kernels or sessions"),
         (status = 408, description = "The body did not arrive in time"),
         (status = 409, description = "A kernel with this id exists already"),
         (status = 410, description = "The kernel has ended already"),
@@ -340,7 +341,8 @@ async fn start_kernel(
     responses(
         (status = 200, description = "The session", body = SessionModel),
         (status = 400, description = "The request is malformed, or there is no such kernel"),
-        (status = 403, description = "The user may not use the kernelspec, or there are too many kernels"),
+        (status = 403, description = "The client may not start kernels or act for this user, the user may not use the \
+         kernelspec, or there are too many kernels"),
         (status = 404, description = "There is no such session"),
         (status = 408, description = "The body did not arrive in time"),
         (status = 409, description = "A kernel with this id exists already"),

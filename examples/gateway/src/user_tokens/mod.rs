@@ -15,18 +15,16 @@ use std::time::Duration;
 use argon2::Argon2;
 use argon2::password_hash::PasswordVerifier;
 use argon2::password_hash::phc::PasswordHash;
-use hmac::{Hmac, KeyInit, Mac};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use crate::identity::Identity;
+use crate::keyed_hash::{KeyedHash, TokenHasher};
 
 pub use file::{User, UsersFile, UsersFileError};
 pub use token::UserToken;
@@ -44,8 +42,6 @@ const POLL: Duration = Duration::from_secs(10);
 /// The same if the system refuses to watch the file.
 const POLL_UNWATCHED: Duration = Duration::from_secs(1);
 
-type KeyedHash = [u8; 32];
-
 /// Too many tokens wait to be hashed.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Busy;
@@ -61,8 +57,8 @@ struct SharedUsers {
     /// By the id in their tokens.
     users: Mutex<HashMap<String, Arc<KnownUser>>>,
     hashing: Arc<Semaphore>,
-    /// The key of [`KnownUser::verified`], so that its hashes are useless elsewhere.
-    key: [u8; 32],
+    /// Makes [`KnownUser::verified`].
+    hasher: TokenHasher,
 }
 
 struct KnownUser {
@@ -110,15 +106,12 @@ impl Users {
     /// [`UsersFileError`] if the file is missing, damaged, or open to others.
     pub fn open(file: UsersFile) -> Result<Self, UsersFileError> {
         let listed = file.list()?;
-        let mut key = [0; 32];
-        key[..16].copy_from_slice(Uuid::new_v4().as_bytes());
-        key[16..].copy_from_slice(Uuid::new_v4().as_bytes());
         let users = Self {
             shared: Arc::new(SharedUsers {
                 file,
                 users: Mutex::default(),
                 hashing: Arc::new(Semaphore::new(MAX_HASHES)),
-                key,
+                hasher: TokenHasher::random(),
             }),
         };
         users.update(listed);
@@ -192,7 +185,7 @@ impl Users {
         let Some(known) = self.users().get(id).cloned() else {
             return Ok(None);
         };
-        let hash = self.keyed_hash(token);
+        let hash = self.shared.hasher.hash(token);
         let is_right = match known.known(&hash) {
             Some(is_right) => is_right,
             None => self.verify(&known, secret, hash).await?,
@@ -236,15 +229,6 @@ impl Users {
             is_right
         });
         Ok(verifying.await.unwrap_or(false))
-    }
-
-    fn keyed_hash(&self, token: &[u8]) -> KeyedHash {
-        // A key of any length is valid.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.shared.key) else {
-            return KeyedHash::default();
-        };
-        mac.update(token);
-        mac.finalize().into_bytes().into()
     }
 }
 

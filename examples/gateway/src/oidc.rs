@@ -1,0 +1,350 @@
+//! Users with tokens of an OpenID Connect issuer: JWTs that are signed with the issuer's published keys.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::http::Uri;
+use chrono::{DateTime, TimeDelta};
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Validation};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::sync::Mutex as AsyncMutex;
+use tracing::{info, warn};
+
+use crate::group_roles::GroupRoles;
+use crate::http_get::{GetError, HttpGet};
+use crate::identity::{Identity, checked_name};
+
+/// Longest token, in bytes.
+const MAX_TOKEN: usize = 16 << 10;
+/// How long the issuer's keys are used before they are fetched again.
+const KEYS_AGE: Duration = Duration::from_secs(10 * 60);
+/// The shortest time between two fetches, so that tokens with unknown keys cannot cause many.
+const FETCH_PAUSE: Duration = Duration::from_secs(5);
+/// The most groups of a user.
+const MAX_GROUPS: usize = 1_024;
+
+/// Options of an [`Oidc`] issuer.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OidcOptions {
+    /// The issuer's URL, which is the claim `iss` of its tokens.
+    pub issuer: String,
+    /// The audience, which the claim `aud` of tokens must name.
+    pub audience: String,
+    /// The claim with the user's name.
+    pub user_claim: String,
+    /// The claim with the list of the user's groups.
+    pub groups_claim: String,
+    /// How far the clocks of the issuer and the gateway may differ.
+    pub clock_skew: Duration,
+}
+
+impl OidcOptions {
+    /// The user's name is in the claim `sub`, their groups are in `groups`, and clocks may differ by a minute.
+    #[must_use]
+    pub fn new(issuer: impl Into<String>, audience: impl Into<String>) -> Self {
+        Self {
+            issuer: issuer.into(),
+            audience: audience.into(),
+            user_claim: "sub".to_owned(),
+            groups_claim: "groups".to_owned(),
+            clock_skew: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why an [`Oidc`] issuer cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OidcError {
+    /// The issuer is not a URL.
+    #[error("the issuer {0:?} is not a URL with https://, or with http:// and a loopback address")]
+    Issuer(String),
+    /// The audience is empty.
+    #[error("the audience of the issuer's tokens is empty; without it, tokens for other services would be accepted")]
+    Audience,
+    /// The system's certificates cannot be read.
+    #[error("the system's certificates cannot be read, with which the issuer is verified: {0}")]
+    Certificates(#[source] std::io::Error),
+}
+
+/// Why a token is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OidcRefusal {
+    /// The token is of another kind.
+    #[error("it is not a JWT")]
+    NoJwt,
+    #[error("it has more than {MAX_TOKEN} bytes")]
+    TooLong,
+    #[error("its algorithm is not one with public keys: use RS256, PS256, ES256 or EdDSA, or their longer variants")]
+    Algorithm,
+    #[error("the issuer has no such key")]
+    UnknownKey,
+    #[error("its key is not for this algorithm")]
+    WrongKey,
+    #[error("it has expired")]
+    Expired,
+    #[error("it is not valid yet")]
+    Immature,
+    #[error("it is for another audience")]
+    Audience,
+    #[error("it is from another issuer")]
+    Issuer,
+    #[error("its claim {0:?} is missing")]
+    MissingClaim(String),
+    #[error("its claim {0:?} is not the name of a user")]
+    Name(String),
+    #[error("it is damaged, or its signature is wrong")]
+    Invalid,
+    /// Not a fault of the token.
+    #[error("the issuer's keys cannot be fetched now; try again later")]
+    NoKeys,
+}
+
+/// An OpenID Connect issuer whose tokens are accepted. Clones share the keys.
+#[derive(Clone)]
+pub struct Oidc {
+    shared: Arc<SharedOidc>,
+}
+
+struct SharedOidc {
+    options: OidcOptions,
+    configuration: Uri,
+    http: HttpGet,
+    keys: Mutex<Option<Keys>>,
+    /// When the last fetch began. Locked during a fetch.
+    last_fetch: AsyncMutex<Option<Instant>>,
+}
+
+#[derive(Clone)]
+struct Keys {
+    set: Arc<JwkSet>,
+    fetched: Instant,
+}
+
+/// The part of an issuer's configuration that is needed.
+#[derive(Deserialize)]
+struct Configuration {
+    issuer: String,
+    jwks_uri: String,
+}
+
+impl fmt::Debug for Oidc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Oidc")
+            .field("options", &self.shared.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Oidc {
+    /// An issuer, whose keys are fetched when the first token arrives.
+    ///
+    /// # Errors
+    /// [`OidcError`] if the options are wrong or the system has no certificates.
+    pub fn new(options: OidcOptions) -> Result<Self, OidcError> {
+        let address = format!(
+            "{}/.well-known/openid-configuration",
+            options.issuer.trim_end_matches('/')
+        );
+        let configuration = safe_uri(&address).ok_or_else(|| OidcError::Issuer(options.issuer.clone()))?;
+        if options.audience.is_empty() {
+            return Err(OidcError::Audience);
+        }
+        Ok(Self {
+            shared: Arc::new(SharedOidc {
+                options,
+                configuration,
+                http: HttpGet::new().map_err(OidcError::Certificates)?,
+                keys: Mutex::default(),
+                last_fetch: AsyncMutex::default(),
+            }),
+        })
+    }
+
+    /// The user with this token.
+    pub(crate) async fn find(&self, token: &[u8], roles: &GroupRoles) -> Result<Arc<Identity>, OidcRefusal> {
+        if token.iter().filter(|byte| **byte == b'.').count() != 2 {
+            return Err(OidcRefusal::NoJwt);
+        }
+        if token.len() > MAX_TOKEN {
+            return Err(OidcRefusal::TooLong);
+        }
+        // Fails for algorithms that are unknown, such as `none`.
+        let header = jsonwebtoken::decode_header(token).map_err(|_| OidcRefusal::Algorithm)?;
+        if header.alg.family() == AlgorithmFamily::Hmac {
+            return Err(OidcRefusal::Algorithm);
+        }
+        let key = self.key(header.kid.as_deref(), header.alg).await?;
+        let claims = self.claims(token, header.alg, &key)?;
+        self.identity(&claims, roles).map(Arc::new)
+    }
+
+    fn claims(&self, token: &[u8], algorithm: Algorithm, key: &DecodingKey) -> Result<Map<String, Value>, OidcRefusal> {
+        let options = &self.shared.options;
+        let mut validation = Validation::new(algorithm);
+        validation.set_issuer(&[&options.issuer]);
+        validation.set_audience(&[&options.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        validation.validate_nbf = true;
+        validation.leeway = options.clock_skew.as_secs();
+        let decoded = jsonwebtoken::decode::<Map<String, Value>>(token, key, &validation);
+        decoded.map(|token| token.claims).map_err(|error| match error.kind() {
+            ErrorKind::ExpiredSignature => OidcRefusal::Expired,
+            ErrorKind::ImmatureSignature => OidcRefusal::Immature,
+            ErrorKind::InvalidAudience => OidcRefusal::Audience,
+            ErrorKind::InvalidIssuer => OidcRefusal::Issuer,
+            ErrorKind::MissingRequiredClaim(claim) => OidcRefusal::MissingClaim(claim.clone()),
+            _ => OidcRefusal::Invalid,
+        })
+    }
+
+    fn identity(&self, claims: &Map<String, Value>, roles: &GroupRoles) -> Result<Identity, OidcRefusal> {
+        let options = &self.shared.options;
+        let claim = &options.user_claim;
+        let name = claims
+            .get(claim)
+            .ok_or_else(|| OidcRefusal::MissingClaim(claim.clone()))?;
+        let name = name.as_str().and_then(|name| checked_name(name).ok());
+        let name = name.ok_or_else(|| OidcRefusal::Name(claim.clone()))?;
+        let groups = claims.get(&options.groups_claim).and_then(Value::as_array);
+        let groups: Vec<String> = groups
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .take(MAX_GROUPS)
+            .map(str::to_owned)
+            .collect();
+        let role = roles.role_of(&groups);
+        let mut identity = Identity::new(name, groups, role);
+        // Checked before as a time in the future, possibly with a fraction.
+        let expires = claims.get("exp").and_then(Value::as_f64).unwrap_or_default() as i64;
+        let skew = TimeDelta::from_std(options.clock_skew).unwrap_or_default();
+        identity.expires = DateTime::from_timestamp(expires, 0).and_then(|expires| expires.checked_add_signed(skew));
+        if identity.expires.is_none() {
+            return Err(OidcRefusal::Invalid);
+        }
+        Ok(identity)
+    }
+
+    /// The issuer's key with this id, or its only key if the token names none. Fetches the keys again if the key is not
+    /// known, because issuers change their keys.
+    async fn key(&self, id: Option<&str>, algorithm: Algorithm) -> Result<DecodingKey, OidcRefusal> {
+        let known = self.keys();
+        let is_fresh = known.as_ref().is_some_and(|keys| keys.fetched.elapsed() < KEYS_AGE);
+        let found = known.as_ref().and_then(|keys| find(&keys.set, id));
+        let found = match found {
+            Some(found) if is_fresh => found.clone(),
+            _ => {
+                // If the key is known, its age matters less than an issuer that does not answer.
+                self.fetch_unless_recent(found.is_none()).await;
+                let keys = self.keys().ok_or(OidcRefusal::NoKeys)?;
+                find(&keys.set, id).ok_or(OidcRefusal::UnknownKey)?.clone()
+            }
+        };
+        if !is_for(&found, algorithm) {
+            return Err(OidcRefusal::WrongKey);
+        }
+        DecodingKey::from_jwk(&found).map_err(|_| OidcRefusal::WrongKey)
+    }
+
+    fn keys(&self) -> Option<Keys> {
+        kernel_provider::lock(&self.shared.keys).clone()
+    }
+
+    /// Fetches the keys, unless that was done just now. With `waits`, also waits for a fetch by another request.
+    async fn fetch_unless_recent(&self, waits: bool) {
+        let mut last_fetch = match self.shared.last_fetch.try_lock() {
+            Ok(last_fetch) => last_fetch,
+            Err(_) if waits => self.shared.last_fetch.lock().await,
+            Err(_) => return,
+        };
+        if last_fetch.is_some_and(|last| last.elapsed() < FETCH_PAUSE) {
+            return;
+        }
+        *last_fetch = Some(Instant::now());
+        match self.fetch().await {
+            Ok(set) => {
+                info!(keys = set.keys.len(), "the issuer's keys were fetched");
+                let keys = Keys {
+                    set: Arc::new(set),
+                    fetched: Instant::now(),
+                };
+                *kernel_provider::lock(&self.shared.keys) = Some(keys);
+            }
+            // The keys from before stay in use.
+            Err(error) => warn!(issuer = self.shared.options.issuer, %error, "the issuer's keys cannot be fetched"),
+        }
+    }
+
+    async fn fetch(&self) -> Result<JwkSet, FetchError> {
+        let SharedOidc {
+            options,
+            configuration,
+            http,
+            ..
+        } = &*self.shared;
+        let found: Configuration = http.json(configuration, None).await?;
+        if found.issuer != options.issuer {
+            return Err(FetchError::OtherIssuer(found.issuer));
+        }
+        let keys = safe_uri(&found.jwks_uri).ok_or_else(|| FetchError::Unsafe(found.jwks_uri.clone()))?;
+        Ok(http.json(&keys, None).await?)
+    }
+}
+
+/// Why an issuer's keys could not be fetched.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error(transparent)]
+    Get(#[from] GetError),
+    #[error("its configuration names the issuer {0:?}; write it exactly like that in --oidc-issuer")]
+    OtherIssuer(String),
+    #[error("the address {0:?} of its keys does not begin with https://")]
+    Unsafe(String),
+}
+
+/// The URL, if nobody on the way can change its content: HTTPS, or HTTP on this machine.
+fn safe_uri(text: &str) -> Option<Uri> {
+    let uri: Uri = text.parse().ok()?;
+    let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+    let is_local = host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    match uri.scheme_str() {
+        Some("https") => Some(uri),
+        Some("http") if is_local => Some(uri),
+        _ => None,
+    }
+}
+
+fn find<'a>(keys: &'a JwkSet, id: Option<&str>) -> Option<&'a Jwk> {
+    match (id, keys.keys.as_slice()) {
+        (Some(id), _) => keys.find(id),
+        (None, [only]) => Some(only),
+        (None, _) => None,
+    }
+}
+
+/// Whether the key is a public key for signatures with this algorithm.
+fn is_for(key: &Jwk, algorithm: Algorithm) -> bool {
+    let family = match &key.algorithm {
+        AlgorithmParameters::RSA(_) => AlgorithmFamily::Rsa,
+        AlgorithmParameters::EllipticCurve(_) => AlgorithmFamily::Ec,
+        AlgorithmParameters::OctetKeyPair(_) => AlgorithmFamily::Ed,
+        _ => return false,
+    };
+    let common = &key.common;
+    let is_same = |named: &KeyAlgorithm| *named == KeyAlgorithm::from(algorithm);
+    family == algorithm.family()
+        && common
+            .public_key_use
+            .as_ref()
+            .is_none_or(|purpose| *purpose == PublicKeyUse::Signature)
+        && common.key_algorithm.as_ref().is_none_or(is_same)
+}
