@@ -348,3 +348,74 @@ fn is_for(key: &Jwk, algorithm: Algorithm) -> bool {
             .is_none_or(|purpose| *purpose == PublicKeyUse::Signature)
         && common.key_algorithm.as_ref().is_none_or(is_same)
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+    use jsonwebtoken::{EncodingKey, Header};
+    use proptest::prelude::*;
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+    use serde_json::json;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    /// An issuer whose keys need not be fetched, and a token of it.
+    fn issuer() -> (Oidc, String) {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let private = EncodingKey::from_ec_der(&pair.serialize_der());
+        let mut public = Jwk::from_encoding_key(&private, Algorithm::ES256).unwrap();
+        public.common.key_id = Some("key".to_owned());
+        let oidc = Oidc::new(OidcOptions::new("http://127.0.0.1:1", "kernelmux")).unwrap();
+        *kernel_provider::lock(&oidc.shared.keys) = Some(Keys {
+            set: Arc::new(JwkSet { keys: vec![public] }),
+            fetched: Instant::now(),
+        });
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some("key".to_owned());
+        let claims = json!({
+            "iss": "http://127.0.0.1:1", "aud": "kernelmux", "sub": "ada", "exp": Utc::now().timestamp() + 600,
+        });
+        (oidc, jsonwebtoken::encode(&header, &claims, &private).unwrap())
+    }
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    fn find(runtime: &Runtime, oidc: &Oidc, token: &[u8]) -> Result<Arc<Identity>, OidcRefusal> {
+        runtime.block_on(oidc.find(token, &GroupRoles::default()))
+    }
+
+    #[test]
+    fn a_changed_token_is_refused() {
+        let (runtime, (oidc, right)) = (runtime(), issuer());
+        let found = find(&runtime, &oidc, right.as_bytes()).unwrap();
+        assert_eq!((found.name.as_deref(), found.role), (Some("ada"), crate::Role::User));
+        assert!(found.expires.is_some_and(|expires| expires > Utc::now()));
+        proptest!(ProptestConfig::with_cases(512), |(place in 0..right.len(), byte: u8, kind in 0..3)| {
+            let mut changed = right.clone().into_bytes();
+            match kind {
+                0 => changed[place] = byte,
+                1 => changed.insert(place, byte),
+                _ => drop(changed.remove(place)),
+            }
+            prop_assume!(changed != right.as_bytes());
+            prop_assert!(find(&runtime, &oidc, &changed).is_err());
+        });
+    }
+
+    #[test]
+    fn any_bytes_are_refused() {
+        let (runtime, (oidc, _)) = (runtime(), issuer());
+        proptest!(ProptestConfig::with_cases(512), |(parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 1..5))| {
+            prop_assert!(find(&runtime, &oidc, &parts.join(&b'.')).is_err());
+        });
+        proptest!(ProptestConfig::with_cases(512), |(header in ".*", claims in ".*", signature in ".*")| {
+            use base64::Engine;
+            use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+            let parts = [header, claims, signature].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part));
+            prop_assert!(find(&runtime, &oidc, parts.join(".").as_bytes()).is_err());
+        });
+    }
+}

@@ -113,6 +113,18 @@ mod tests {
     }
 
     #[test]
+    fn users_fill_in_their_own_token() {
+        let mut out = Vec::new();
+        let (address, base_url) = ("127.0.0.1:8888".parse().unwrap(), BaseUrl::default());
+        announce(&mut out, address, &base_url, &Access::Users, TokenSource::Shown).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "kernelmux-gateway is at http://127.0.0.1:8888/\n\
+             JUPYTER_GATEWAY_URL=http://127.0.0.1:8888/ JUPYTER_GATEWAY_AUTH_TOKEN=\"$TOKEN\" jupyter lab\n"
+        );
+    }
+
+    #[test]
     fn a_token_from_the_environment_or_a_file_is_not_printed() {
         assert_eq!(
             announced("127.0.0.1:8888", "/", Some("abc"), TokenSource::Environment),
