@@ -308,7 +308,7 @@ enum FetchError {
     Unsafe(String),
 }
 
-/// The URL, if nobody on the way can change its content: HTTPS, or HTTP on this machine.
+/// The URL, if its content cannot be changed on the way: HTTPS, or HTTP on this machine.
 fn safe_uri(text: &str) -> Option<Uri> {
     let uri: Uri = text.parse().ok()?;
     let host = uri.host()?.trim_matches(['[', ']']).to_owned();

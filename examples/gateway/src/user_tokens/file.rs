@@ -18,7 +18,7 @@ use crate::replace_file::replace_file;
 const VERSION: u32 = 1;
 /// Largest file, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
-/// Permissions that nobody but the owner may have, except that a group may read the file, as with mounted Secrets.
+/// Permissions that only the owner may have. A group may read the file, as with mounted Secrets.
 const TOO_OPEN: u32 = 0o037;
 
 /// A user in a [`UsersFile`]. Its `Debug` output hides the token's hash.
