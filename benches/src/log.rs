@@ -47,8 +47,8 @@ pub fn run() -> Result<Section> {
         "Log: segment files against raw files",
         format!(
             "Entries of about {ENTRY} B. A raw file is written with the same blocks, each with one `write`, and read \
-             with `read`s of {}. All scans read from the page cache. The benchmark requests no syncs, except for a \
-             second raw file, which is synced after every {}. \"Store\" is `DiskStore` alone. \"Log\" is what the \
+             with `read`s of {}. All scans read from the page cache. A second raw file is synced after every {}, and \
+             the log in the background; the others are not synced. \"Store\" is `DiskStore` alone. \"Log\" is what the \
              recorder uses: `Log::append`, until the writer thread has stored everything; its scan is a `Reader`. A \
              log on disk is opened again after its writer has ended. Memory is the growth of the benchmark's resident \
              set.",

@@ -10,7 +10,7 @@ use crate::measure::{Times, bytes, ratio, time};
 use crate::report::Section;
 use crate::setup::{binary, root, scaled};
 
-/// The number of times that each notebook is opened.
+/// The number of measured openings of each notebook. One more, before them, is not measured.
 const ROUNDS: usize = 10;
 /// Targets: extra time over stock JupyterLab, and received bytes relative to the bytes of the outputs.
 const MAX_EXTRA_TIME: Duration = Duration::from_secs(1);
@@ -36,7 +36,8 @@ struct Opened {
 /// Runs the benchmark.
 ///
 /// # Errors
-/// If the environment of the end-to-end tests, Node or Chromium is missing, or a page does not show the notebook.
+/// If the environment of the end-to-end tests, Node or Chromium cannot be installed, or a page does not show the
+/// notebook.
 pub fn run() -> Result<Section> {
     let mut section = Section::new(
         "Notebook: reopened from the log",

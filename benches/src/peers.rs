@@ -120,7 +120,7 @@ impl Gateway {
         process::cpu(self.pid())
     }
 
-    /// Kills the gateway. Its kernels keep running under their agents.
+    /// Kills the gateway. Its kernels keep running.
     ///
     /// # Errors
     /// If it cannot be killed.

@@ -95,7 +95,7 @@ def cells(gateway: Gateway, kernel_id: str, folder: Path, seed: int, blocks: int
 
 
 def disturb(chance: random.Random, client: Any, proxy: Proxy, until: float) -> None:
-    """Cuts, silences and stalls one client at random until the time is up, then restores the connection.
+    """Cuts, silences or stalls one client again and again until the time is up, and restores it each time.
 
     The first disturbance is a cut, because the test requires every client to reconnect, and a stalled client does not.
     """

@@ -48,7 +48,8 @@ pub fn encode_pieces(channel: Channel, message: &WireMessage) -> Result<Vec<Byte
     Ok(pieces)
 }
 
-/// Decodes a binary WebSocket message. The frames share its memory, with the exception of [`legacy_text::decode`].
+/// Decodes a binary WebSocket message. The frames share its memory, except that JSON with `NaN` or infinities is
+/// copied, as in [`legacy_text::decode`].
 ///
 /// # Errors
 /// - [`CodecError::Truncated`], [`CodecError::PartCount`] and [`CodecError::BadOffset`] if the offset table is invalid.

@@ -26,7 +26,7 @@ pub struct ExecuteOptions {
 }
 
 impl ExecuteOptions {
-    /// Executes `code` with the defaults.
+    /// Creates the default options for executing `code`.
     #[must_use]
     pub fn new(code: impl Into<String>) -> Self {
         ExecuteRequest::new(code).into()

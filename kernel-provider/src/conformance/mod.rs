@@ -219,7 +219,7 @@ async fn list(subject: &dyn Subject, provider: &dyn KernelProvider) -> Result<Ve
     expect(subject, "list", provider.list(&Selector::all())).await
 }
 
-/// Sends a `kernel_info_request` over the connection of the handle and waits for the answer.
+/// Sends a `kernel_info_request` over the [`connection`](Subject::connection) of the subject and waits for the answer.
 async fn check_answers(subject: &dyn Subject, kernel: &dyn KernelHandle) -> Outcome {
     let connection = expect(subject, "connection", subject.connection(kernel)).await?;
     let client = expect(subject, "connect to the kernel", Client::connect(&connection)).await?;

@@ -1,4 +1,4 @@
-//! Creates a kernel's files and sockets, and starts its process.
+//! Creates a kernel's files, chooses the addresses of its sockets, and starts its process.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

@@ -42,7 +42,7 @@ class Proxy:
     cut      closes every connection with a reset (or a FIN) and resets new ones until heal
     hold     closes every connection with a reset (or a FIN), accepts new ones and forwards them at heal
     silence  keeps all connections open, including new ones, and discards their data
-    heal     forwards new connections again and resets the silenced ones, as a network that lost their state;
+    heal     forwards new connections again and resets the silenced ones, as a network does that lost their state;
              with reset_target=False only on the client's side, so that the target's side stays half-open
     """
 
