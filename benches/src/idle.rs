@@ -44,8 +44,9 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         format!(
             "{KERNELS} kernels made with `jupyter_protocol::kernel` in one process, all in one gateway: \
              `kernelmux_gateway`'s router and the manager with a log on disk, over a provider that returns prepared \
-             connections (so the memory of `provider-local` for each process is not included). Memory is the \
-             gateway's resident set {} s after the last start, and its growth per kernel; CPU is measured over {} s.",
+             connections (so the memory of `provider-local` for each process is not included). CPU is measured from \
+             {} s after the last start, over {} s. Memory is the gateway's resident set at the end of this, and its \
+             growth per kernel.",
             PAUSE.as_secs(),
             MEASURED.as_secs()
         ),

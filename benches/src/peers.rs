@@ -115,7 +115,7 @@ impl Gateway {
     /// The CPU time so far.
     ///
     /// # Errors
-    /// If it has ended.
+    /// If the process's counters in `/proc` cannot be read.
     pub fn cpu(&self) -> Result<Duration> {
         process::cpu(self.pid())
     }

@@ -149,7 +149,7 @@ pub(super) struct Rounds {
     /// Logs with a refused write, by the time of its retry and then by the order of refusals.
     refused: BTreeMap<(Instant, u64), Arc<OpenLog>>,
     refusals: u64,
-    /// Whether the previous log was a retry.
+    /// Whether the last turn between queued logs and due retries went to a retry.
     is_retrying: bool,
     deadline: Arc<OnceLock<Instant>>,
 }

@@ -26,7 +26,7 @@ const isSeq = (value) => Number.isSafeInteger(value) && /** @type {number} */ (v
 export class Position {
   /** @type {string | undefined} */
   epoch;
-  /** The last entry that was received or is known to be missing. */
+  /** The last entry that was received, is known to be missing, or precedes the start. */
   seq = 0;
   /** Where to begin while the epoch is unknown. */
   start = 'head';
@@ -67,7 +67,7 @@ export class Position {
       throw new ProtocolError('the hello has no valid position');
     }
     if (recovered && this.epoch !== undefined && (this.epoch !== epoch || this.seq !== from)) {
-      throw new ProtocolError('the hello reports recovered, but another position than the requested one');
+      throw new ProtocolError('the hello reports recovered, but its position is not the requested one');
     }
     this.epoch = epoch;
     this.seq = from;

@@ -26,8 +26,8 @@
 //! # }
 //! ```
 //!
-//! A client has one background task, which reads the sockets, verifies signatures, rejects replays and routes messages
-//! to the pending requests. The task ends when the last handle is dropped.
+//! A background task of the client reads the sockets, verifies signatures, rejects replays and routes messages to the
+//! pending requests. The task ends when the last handle is dropped.
 //!
 //! Requests are cancel-safe: dropping one before its reply frees its state and affects no other request. The kernel
 //! still handles it.

@@ -140,7 +140,7 @@ async fn an_answered_input_request_is_not_replayed_even_if_nothing_was_acknowled
     };
     let asked_and_answered = r#"[{"output_type":"stream","name":"stdin","text":"name? me\n"}]"#;
     assert_eq!(reconnect(&kernel).await, asked_and_answered);
-    // The first attachment still exists, as after a crash.
+    // The manager is replaced before the first attachment is dropped, as in a crash.
     let (manager, kernel) = fixture.replace_manager(manager, kernel.id()).await;
     assert_eq!(reconnect(&kernel).await, asked_and_answered);
     drop(attachment);
