@@ -62,7 +62,7 @@ async fn idle(setup: &Setup, section: &mut Section, agents: usize) -> Result<()>
         IDLE,
         json!({"argv": [own, "child", "idle-kernel", "{connection_file}"], "display_name": IDLE, "language": IDLE}),
     )?;
-    let gateway = Gateway::kernelmux(setup, "agents").await?;
+    let gateway = Gateway::kernelmux_with(setup, "agents", &["--agent", "auto"]).await?;
     for _ in 0..agents {
         gateway.address.start_kernel(IDLE).await?;
     }
@@ -131,7 +131,7 @@ fn agents_in(data: &Path) -> Result<Vec<u32>> {
 
 async fn outage(setup: &Setup, section: &mut Section, messages: usize) -> Result<()> {
     const DATA: &str = "outage";
-    let flags = ["--agent-spool-mib", "4096"];
+    let flags = ["--agent", "auto", "--agent-spool-mib", "4096"];
     let gateway = Gateway::kernelmux_with(setup, DATA, &flags).await?;
     let kernel = gateway.address.start_kernel(FLOOD_IPC).await?;
     let mut client = gateway.address.channels(&kernel, "outage").await?;

@@ -31,7 +31,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
     );
     section.table(&["", "starts", "p50", "p90", "p50, more than by hand"]);
     let ours = Gateway::kernelmux(setup, "start").await?;
-    let without_agent = Gateway::kernelmux_with(setup, "start-direct", &["--agent", "off"]).await?;
+    let with_agent = Gateway::kernelmux_with(setup, "start-agent", &["--agent", "auto"]).await?;
     let peer = Gateway::kernel_gateway(setup).await?;
     let mut times: [Vec<Duration>; 5] = Default::default();
     for round in 0..=ROUNDS {
@@ -39,7 +39,7 @@ pub async fn run(setup: &Setup) -> Result<Section> {
             by_hand(setup, Transport::Tcp).await?,
             by_hand(setup, Transport::Ipc).await?,
             through(&ours).await?,
-            through(&without_agent).await?,
+            through(&with_agent).await?,
             through(&peer).await?,
         ];
         // The first round loads the files into the page cache.
@@ -50,16 +50,16 @@ pub async fn run(setup: &Setup) -> Result<Section> {
         }
     }
     ours.end()?;
-    without_agent.end()?;
+    with_agent.end()?;
     peer.end()?;
-    let [tcp, ipc, through_ours, direct, through_peer] = times.map(Times::new);
+    let [tcp, ipc, through_ours, through_agent, through_peer] = times.map(Times::new);
     let by_hand = tcp.median().min(ipc.median());
     let over = |times: &Times| times.median().as_secs_f64() - by_hand.as_secs_f64();
     for (name, times) in [
         ("by hand, TCP", &tcp),
         ("by hand, Unix sockets", &ipc),
         ("kernelmux-gateway", &through_ours),
-        ("kernelmux-gateway, without agents", &direct),
+        ("kernelmux-gateway, with agents", &through_agent),
         ("Kernel Gateway", &through_peer),
     ] {
         section.row([
@@ -70,13 +70,18 @@ pub async fn run(setup: &Setup) -> Result<Section> {
             format!("{:+.1} ms", over(times) * 1e3),
         ]);
     }
-    let ours_over = over(&through_ours);
-    section.target(
-        "p50, more than the faster start by hand",
-        "≤ 5 ms",
-        format!("{:+.1} ms", ours_over * 1e3),
-        ours_over <= WANTED.as_secs_f64(),
-    );
+    for (quantity, times) in [
+        ("p50, more than the faster start by hand", &through_ours),
+        ("the same, with agents", &through_agent),
+    ] {
+        let more = over(times);
+        section.target(
+            quantity,
+            "≤ 5 ms",
+            format!("{:+.1} ms", more * 1e3),
+            more <= WANTED.as_secs_f64(),
+        );
+    }
     Ok(section)
 }
 
