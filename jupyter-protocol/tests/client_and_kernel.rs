@@ -119,6 +119,20 @@ async fn a_slow_reader_receives_the_number_of_dropped_outputs_and_the_reply() {
 }
 
 #[tokio::test]
+async fn iopub_ends_once_the_client_is_dropped() {
+    let kernel = start(Transport::Ipc).await;
+    let client = connect(&kernel).await;
+    let mut iopub = client.iopub();
+    drop(client);
+    let error = loop {
+        if let Err(error) = iopub.recv().await {
+            break error;
+        }
+    };
+    assert!(matches!(error, ClientError::Gone { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn an_interrupt_ends_running_code_while_shell_is_busy() {
     let kernel = start(Transport::Ipc).await;
     let client = connect(&kernel).await;

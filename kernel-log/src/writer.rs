@@ -390,9 +390,10 @@ fn publish(log: &OpenLog, written: Written) -> bool {
                 state.acknowledged.appended(block.last(), length as u64);
             }
         }
+        let newest_is_stored = written.stored && written.block.is_some();
         state.recent.extend(written.block);
         // The newest block stays if it fits, or if the store does not have it.
-        while state.recent_bytes > log.options.memory_bytes && (state.recent.len() > 1 || written.stored) {
+        while state.recent_bytes > log.options.memory_bytes && (state.recent.len() > 1 || newest_is_stored) {
             if let Some(oldest) = state.recent.pop_front() {
                 state.recent_bytes -= oldest.size();
             }

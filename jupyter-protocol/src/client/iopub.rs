@@ -37,7 +37,7 @@ impl Iopub {
     ///
     /// # Errors
     /// - [`ClientError::Lagged`] if messages were dropped. The next call returns the oldest message that is left.
-    /// - [`ClientError::Gone`] if the connection is lost.
+    /// - [`ClientError::Gone`] if the connection is lost, or the last clone of the client is dropped.
     pub async fn recv(&mut self) -> Result<Message, ClientError> {
         loop {
             let received = match &mut self.receiver {

@@ -89,6 +89,9 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.task.abort();
+        self.routes.lose(&ClientError::Gone {
+            reason: "the client was dropped".to_owned(),
+        });
     }
 }
 

@@ -82,10 +82,10 @@ impl Routes {
         self.lock().lost.clone()
     }
 
-    /// Marks the connection as lost and fails all pending requests.
+    /// Marks the connection as lost, unless it is already, and fails all pending requests.
     pub(super) fn lose(&self, error: &ClientError) {
         let mut state = self.lock();
-        state.lost = Some(error.clone());
+        state.lost.get_or_insert_with(|| error.clone());
         state.iopub = None;
         for (_, route) in state.pending.drain() {
             if let Route::Execution(queue) = route {
