@@ -316,9 +316,10 @@ impl Unstored<'_> {
         self.last
     }
 
-    /// Stores the entries in this thread if not more than `max_bytes` wait to be stored, no other thread is storing
-    /// entries of this log, and the durability is not [`Durability::Always`](super::Durability::Always). That saves the
-    /// time to wake another thread, but blocks this one while the store is slow.
+    /// Stores the entries in this thread if the store [appends fast](super::StoredLog::appends_fast), not more than
+    /// `max_bytes` wait to be stored, no other thread is storing entries of this log, and the durability is not
+    /// [`Durability::Always`](super::Durability::Always). That saves the time to wake another thread, but blocks this
+    /// one while the disk is slow.
     pub fn store_here(self, max_bytes: usize) {
         let is_here = self.shared.begin_inline(&mut self.shared.state(), max_bytes);
         if is_here {

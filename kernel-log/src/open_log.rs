@@ -259,7 +259,8 @@ impl OpenLog {
     /// Returns `true` if the calling thread must store the pending entries. The writer's thread does not take the log
     /// meanwhile.
     pub(super) fn begin_inline(&self, state: &mut LogState, max_bytes: usize) -> bool {
-        let is_inline = self.options.durability != Durability::Always
+        let is_inline = self.stored.appends_fast()
+            && self.options.durability != Durability::Always
             && !state.with_writer
             && !state.pending.is_empty()
             && state.pending.bytes() <= max_bytes;

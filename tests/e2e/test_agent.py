@@ -424,7 +424,7 @@ def test_kernels_that_the_gateway_ends_leave_no_agents(start_gateway: Start) -> 
     eventually(lambda: entries_of(gateway, printing_kernel), "the cell prints")
     assert gateway.stop(signal.SIGINT) == 0
     # The agents ended by themselves, because their last entries were acknowledged.
-    assert "did not end" not in gateway.output and "did not finish" not in gateway.output
+    assert "killing it" not in gateway.output and "did not finish" not in gateway.output
     assert not pids_mentioning(f"agents/{idle}") and not pids_mentioning(f"agents/{printing_kernel}")
     assert list((gateway.data_dir / "kernels" / "agents").iterdir()) == []
 

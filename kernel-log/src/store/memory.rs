@@ -127,6 +127,10 @@ impl LogStore for MemoryStore {
 }
 
 impl StoredLog for Arc<MemoryLog> {
+    fn appends_fast(&self) -> bool {
+        true
+    }
+
     fn epoch(&self) -> Epoch {
         self.epoch
     }

@@ -190,6 +190,13 @@ pub trait StoredLog: Send + Sync + 'static {
         true
     }
 
+    /// Whether [`append`](Self::append) may be called by async code, because it usually takes microseconds. If not,
+    /// [`Unstored::store_here`](crate::Unstored::store_here) leaves it to the writer thread, as for a store that is
+    /// reached over a network.
+    fn appends_fast(&self) -> bool {
+        false
+    }
+
     /// The log's identity.
     fn epoch(&self) -> Epoch;
 

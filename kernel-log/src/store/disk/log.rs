@@ -181,6 +181,10 @@ pub(super) fn info(id: KernelId, epoch: Epoch, created: i64, totals: &Totals) ->
 }
 
 impl StoredLog for Handle {
+    fn appends_fast(&self) -> bool {
+        true
+    }
+
     fn check_room(&self) -> Result<(), StoreError> {
         self.folder.expect_open()?;
         self.folder.look_for_room()
