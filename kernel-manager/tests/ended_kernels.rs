@@ -1,11 +1,12 @@
-//! Ended kernels leave nothing in memory.
+//! Ended kernels leave nothing in memory, and their logs keep their owners.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use jupyter_protocol::KernelId;
 use kernel_log::{LogOptions, Logs, MemoryStore};
-use kernel_manager::{Kernel, Manager, ManagerOptions, StartRequest};
+use kernel_manager::{Kernel, Manager, ManagerOptions, StartError, StartRequest};
 use kernel_provider::ExitCause;
 use kernel_provider::fake::FakeProvider;
 
@@ -42,4 +43,27 @@ async fn an_ended_kernel_is_dropped() {
     };
     let dropped = tokio::time::timeout(Duration::from_secs(60), all_dropped).await;
     assert!(dropped.is_ok(), "ended kernels are still in memory");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_not_continued_for_another_owner() {
+    let provider = FakeProvider::new();
+    let logs = Logs::new(Arc::new(MemoryStore::default()), LogOptions::default()).unwrap();
+    let manager = Manager::new(vec![Arc::new(provider.clone())], logs, ManagerOptions::default());
+    let id = KernelId::random();
+    let start = async |owner: Option<&str>| {
+        let mut request = StartRequest::new("echo");
+        request.id = Some(id);
+        request.owner = owner.map(str::to_owned);
+        manager.start(request).await
+    };
+    start(Some("ada")).await.unwrap().shutdown().await.unwrap();
+    // A reader has the log open.
+    let _reader = manager.logs().find(id).await.unwrap();
+    let refused = start(Some("bob")).await;
+    assert!(matches!(refused.map(|_| ()), Err(StartError::OtherOwner(of)) if of == id));
+    assert_eq!(provider.running(), 0);
+    for owner in [Some("ada"), None] {
+        start(owner).await.unwrap().shutdown().await.unwrap();
+    }
 }

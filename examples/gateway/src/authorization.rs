@@ -154,10 +154,12 @@ impl Subject {
         if let Some(kernel) = gateway.manager.get(id) {
             return Ok(Some(Self::Kernel(kernel)));
         }
-        if let Some(launch) = gateway.launches.get(id).filter(|launch| !launch.is_ready()) {
-            return Ok(Some(Self::Launch(launch)));
+        // A start can be that of another user, and be refused because of the log.
+        if let Some(log) = gateway.manager.logs().info(id).await? {
+            return Ok(Some(Self::Log(log)));
         }
-        Ok(gateway.manager.logs().info(id).await?.map(Self::Log))
+        let launch = gateway.launches.get(id).filter(|launch| !launch.is_ready());
+        Ok(launch.map(Self::Launch))
     }
 
     pub(crate) fn owner(&self) -> Option<&str> {

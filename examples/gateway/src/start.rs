@@ -109,16 +109,21 @@ pub(crate) async fn start(
         return Err(NoKernel::NoSuchSpec(none.to_owned()));
     };
     let (name, spec) = gateway.manager.find_spec(&name).map_err(refused)?;
-    let owner = caller
-        .acting_for(env.username)?
-        .or_else(|| options.default_owner.clone());
+    let owner = match caller.acting_for(env.username)? {
+        Some(owner) => {
+            check_log_has_owner(gateway, caller, id).await?;
+            Some(owner)
+        }
+        // The new kernel continues the log of an earlier one with this id.
+        None => owner_of_log(gateway, id)
+            .await?
+            .or_else(|| options.default_owner.clone()),
+    };
     if let Some(owner) = &owner
         && !may_use(&spec, owner)
     {
         return Err(ApiError::forbidden(format!("{owner} may not start kernels of the kernelspec {name}")).into());
     }
-
-    check_log_is_own(gateway, caller, id, owner.as_deref()).await?;
 
     let mut request = StartRequest::new(name);
     request.id = Some(id);
@@ -176,29 +181,31 @@ pub(crate) async fn start(
     starting.await.unwrap_or(Err(StartError::ShuttingDown)).map_err(refused)
 }
 
-/// Refuses an id whose log belongs to a past kernel of another owner, because the new kernel continues that log.
-async fn check_log_is_own(
-    gateway: &Gateway,
-    caller: &Identity,
-    id: KernelId,
-    owner: Option<&str>,
-) -> Result<(), NoKernel> {
-    // The shared token may use all logs.
-    if caller.role == Role::Server || gateway.has_kernel(id) {
+/// Refuses an id whose log has no owner, because a new kernel would give it one. Callers who act for others may use all
+/// logs. The manager refuses logs of other owners.
+async fn check_log_has_owner(gateway: &Gateway, caller: &Identity, id: KernelId) -> Result<(), NoKernel> {
+    if caller.role == Role::Server {
         return Ok(());
     }
-    let log = gateway.manager.logs().info(id).await.map_err(ApiError::from)?;
-    match log {
-        Some(log) if log.owner.as_deref() != owner => Err(refused(StartError::Duplicate(id))),
+    match gateway.manager.logs().info(id).await.map_err(ApiError::from)? {
+        Some(log) if log.owner.is_none() => Err(refused(StartError::Duplicate(id))),
         _ => Ok(()),
     }
+}
+
+async fn owner_of_log(gateway: &Gateway, id: KernelId) -> Result<Option<String>, NoKernel> {
+    let log = gateway.manager.logs().info(id).await.map_err(ApiError::from)?;
+    Ok(log.and_then(|log| log.owner))
 }
 
 /// Whether the error occurred before anything was started.
 fn is_refused(error: &StartError) -> bool {
     matches!(
         error,
-        StartError::Duplicate(_) | StartError::LimitReached { .. } | StartError::ShuttingDown
+        StartError::Duplicate(_)
+            | StartError::OtherOwner(_)
+            | StartError::LimitReached { .. }
+            | StartError::ShuttingDown
     )
 }
 
@@ -207,6 +214,8 @@ fn refused(error: StartError) -> NoKernel {
         StartError::NoSuchSpec { .. } | StartError::Launch(LaunchError::NoSuchSpec { .. }) => {
             return NoKernel::NoSuchSpec(error.to_string());
         }
+        // The text does not tell whether the kernel of the other user runs.
+        StartError::OtherOwner(id) => return refused(StartError::Duplicate(*id)),
         StartError::Duplicate(_) => StatusCode::CONFLICT,
         StartError::LimitReached { .. } => StatusCode::FORBIDDEN,
         StartError::Launch(LaunchError::BadRequest(_)) => StatusCode::BAD_REQUEST,

@@ -213,15 +213,63 @@ async fn a_past_kernels_id_cannot_be_taken_over() {
     let past = team.start_kernel("user").await;
     team.send("user", "DELETE", &format!("/api/kernels/{past}"), Value::Null)
         .await;
+    let mut texts = Vec::new();
     for (name, status) in [("peer", 409), ("admin", 409), ("user", 201), ("peer", 409)] {
         let answer = team
             .send(name, "POST", "/api/kernels", json!({"kernel_id": past}))
             .await;
         assert_eq!(answer.status, status, "{name}");
+        if status == 409 {
+            texts.push(answer.error(409));
+        }
     }
+    // The answer does not tell whether the kernel runs.
+    texts.dedup();
+    assert_eq!(texts.len(), 1, "{texts:?}");
     let log = format!("/api/kernels/{past}/log?follow=false");
     assert_eq!(team.get("user", &log).await.status, 200);
     team.get("peer", &log).await.error(404);
+}
+
+#[tokio::test]
+async fn a_server_cannot_mix_the_histories_of_two_users() {
+    let team = Team::start().await;
+    let past = team.start_kernel("user").await;
+    let kernel = format!("/api/kernels/{past}");
+    team.send("shared", "DELETE", &kernel, Value::Null).await;
+    for name in ["server", "shared"] {
+        let body = json!({"kernel_id": past, "env": {"KERNEL_USERNAME": "peer"}});
+        team.send(name, "POST", "/api/kernels", body).await.error(409);
+    }
+    // Without a name, the kernel belongs to the owner of the log.
+    let body = json!({"kernel_id": past});
+    assert_eq!(team.send("shared", "POST", "/api/kernels", body).await.status, 201);
+    assert_eq!(team.get("user", &kernel).await.status, 200);
+    let launch = team.served.provider.last_launch();
+    assert_eq!(
+        (launch.owner.as_deref(), launch.env["KERNEL_USERNAME"].as_str()),
+        (Some("user"), "user")
+    );
+}
+
+#[tokio::test]
+async fn a_failed_start_does_not_hide_whose_log_it_is() {
+    let team = Team::start().await;
+    let past = team.start_kernel("user").await;
+    let kernel = format!("/api/kernels/{past}");
+    team.send("shared", "DELETE", &kernel, Value::Null).await;
+    let failing = FakeSpec::failing(LaunchError::NoRoom {
+        reason: "the node is full".to_owned(),
+    });
+    team.served.provider.install("failing", failing, json!({}));
+    let log = format!("{kernel}/log?follow=false");
+    for owner in ["peer", "user"] {
+        let body = json!({"name": "failing", "kernel_id": past, "env": {"KERNEL_USERNAME": owner}});
+        let answer = team.send("shared", "POST", "/api/kernels", body).await;
+        assert_eq!(answer.status, if owner == "peer" { 409 } else { 503 });
+        assert_eq!(team.get("user", &log).await.status, 200);
+        team.get("peer", &log).await.error(404);
+    }
 }
 
 #[tokio::test]

@@ -25,6 +25,9 @@ pub enum StartError {
     /// A kernel with this id exists or is starting.
     #[error("kernel {0} exists already; attach to it, or choose another id")]
     Duplicate(KernelId),
+    /// The log of an earlier kernel with this id belongs to another owner.
+    #[error("the log of kernel {0} belongs to another user; choose another id")]
+    OtherOwner(KernelId),
     /// The kernel limit is reached.
     #[error("the limit of {limit} kernels{} is reached; shut one down first", of_owner(owner.as_deref()))]
     LimitReached {

@@ -400,6 +400,13 @@ impl ManagerInner {
             return Err(StartError::Duplicate(id));
         }
         let reserved = self.registry.reserve(id, request.owner.as_deref())?;
+        // No other start changes the log while the id is reserved.
+        if let Some(owner) = &request.owner
+            && let Some(log) = self.logs.info(id).await?
+            && log.owner.is_some_and(|of_log| of_log != *owner)
+        {
+            return Err(StartError::OtherOwner(id));
+        }
         let began = chrono::Utc::now();
         let mut launch = LaunchRequest::new(id, own_name);
         launch.env = request.env;
