@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::token::UserToken;
 use crate::identity::{InvalidName, Role, checked_name};
-use crate::replace_file::replace_file;
+use crate::replace_file::{give_to_owner, replace_file, target};
 
 /// The version of the file's format.
 const VERSION: u32 = 1;
@@ -261,11 +261,16 @@ impl UsersFile {
 
     /// Makes other processes wait with their changes. The lock is another file, because a change replaces the file.
     fn lock(&self) -> Result<File, UsersFileError> {
-        let mut name = self.path.clone().into_os_string();
+        let path = target(&self.path).map_err(|error| self.failed(error))?;
+        let mut name = path.clone().into_os_string();
         name.push(".lock");
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600).open(name);
         let lock = lock.map_err(|error| self.failed(error))?;
+        // The owner of the file can use the lock, too.
+        if let Ok(file) = path.metadata() {
+            give_to_owner(&lock, &file).map_err(|error| self.failed(error))?;
+        }
         flock(&lock, FlockOperation::LockExclusive).map_err(|error| self.failed(error.into()))?;
         Ok(lock)
     }

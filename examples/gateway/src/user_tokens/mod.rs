@@ -8,7 +8,9 @@ mod token;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use tracing::{info, warn};
 
 use crate::identity::Identity;
 use crate::keyed_hash::{KeyedHash, TokenHasher};
+use crate::replace_file::target;
 
 pub use file::{User, UsersFile, UsersFileError};
 pub use token::UserToken;
@@ -37,10 +40,8 @@ const HASH_WAIT: Duration = Duration::from_secs(5);
 const WRONG_PAUSE: Duration = Duration::from_secs(1);
 /// Debounce time: a change of the file causes several events.
 const DEBOUNCE: Duration = Duration::from_millis(50);
-/// How often the file is read even if no change is noticed, as on network file systems.
-const POLL: Duration = Duration::from_secs(10);
-/// The same if the system refuses to watch the file.
-const POLL_UNWATCHED: Duration = Duration::from_secs(1);
+/// How often the gateway looks whether the file has changed, because network file systems report no changes.
+const POLL: Duration = Duration::from_secs(1);
 
 /// Too many tokens wait to be hashed.
 #[derive(Debug, PartialEq)]
@@ -147,12 +148,11 @@ impl Users {
     pub(crate) async fn follow(self) {
         let changed = Arc::new(Notify::new());
         // Watched before it is read, so that changes in between are not missed.
-        let watcher = watch(self.shared.file.path(), changed.clone());
-        let poll = if watcher.is_some() { POLL } else { POLL_UNWATCHED };
+        let _watcher = watch(self.shared.file.path(), changed.clone());
         let mut last_error = None;
         loop {
             let file = self.shared.file.clone();
-            let Ok(listed) = spawn_blocking(move || file.list()).await else {
+            let Ok((version, listed)) = spawn_blocking(move || (version(file.path()), file.list())).await else {
                 // The async runtime is shutting down.
                 return;
             };
@@ -169,7 +169,13 @@ impl Users {
                     last_error = Some(error);
                 }
             }
-            let _ = timeout(poll, changed.notified()).await;
+            while timeout(POLL, changed.notified()).await.is_err() {
+                let file = self.shared.file.clone();
+                let now = spawn_blocking(move || self::version(file.path())).await;
+                if now.is_ok_and(|now| now != version) {
+                    break;
+                }
+            }
             sleep(DEBOUNCE).await;
         }
     }
@@ -232,21 +238,36 @@ impl Users {
     }
 }
 
-/// Notifies of changes in the file's folder, because a change replaces the file, or a link in a mounted Secret.
+/// Identifies the file and the time of its last change; `None` if it cannot be read.
+fn version(file: &Path) -> Option<(u64, u64, i64, i64)> {
+    // Opening a file on NFS asks the server, and its cached metadata may be old.
+    let metadata = File::open(file).and_then(|file| file.metadata()).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// Notifies of changes in the file's folder, because a change replaces the file, or a link in a mounted Secret. If the
+/// file is a link, also watches the folder of its target.
 fn watch(file: &Path, changed: Arc<Notify>) -> Option<RecommendedWatcher> {
-    let folder = match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+    let folder = |file: &Path| match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
     };
+    let target = target(file).ok();
     let on_event = move |event: notify::Result<notify::Event>| {
         if event.map_or(true, |event| !event.kind.is_access()) {
             changed.notify_one();
         }
     };
-    let watched = notify::recommended_watcher(on_event)
-        .and_then(|mut watcher| watcher.watch(folder, RecursiveMode::NonRecursive).map(|()| watcher));
+    let watched = notify::recommended_watcher(on_event).and_then(|mut watcher| {
+        for file in target.as_deref().into_iter().chain([file]) {
+            watcher.watch(&folder(file), RecursiveMode::NonRecursive)?;
+        }
+        Ok(watcher)
+    });
     watched
-        .inspect_err(|error| warn!(%error, "the file of users cannot be watched, so it is read every second"))
+        .inspect_err(
+            |error| warn!(%error, "the file of users cannot be watched, so changes take effect after a second"),
+        )
         .ok()
 }
 
@@ -346,6 +367,25 @@ mod tests {
         until(&ada, false).await;
         identity.ended().await;
         assert!(is_known(&eve).await);
+        following.abort();
+    }
+
+    #[tokio::test]
+    async fn a_file_behind_a_link_is_followed() {
+        let (folder, real) = users();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = UsersFile::new(elsewhere.path().join("link.json"));
+        std::os::unix::fs::symlink(folder.path().join("users.json"), link.path()).unwrap();
+        let ada = real.add("ada", Role::User, Vec::new()).unwrap();
+        let bob = real.add("bob", Role::User, Vec::new()).unwrap();
+        let users = Users::open(link.clone()).unwrap();
+        let following = tokio::spawn(users.clone().follow());
+        for (file, name, token) in [(&link, "ada", ada), (&real, "bob", bob)] {
+            let identity = users.find(token.reveal().as_bytes()).await.unwrap().unwrap();
+            file.remove(name).unwrap();
+            timeout(Duration::from_secs(2), identity.ended()).await.unwrap();
+        }
+        assert!(link.path().is_symlink());
         following.abort();
     }
 }
