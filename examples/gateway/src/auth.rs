@@ -25,6 +25,11 @@ use crate::user_tokens::{Busy, Users};
 use crate::wrong_tokens::{ClientAddress, WrongTokens};
 use crate::{Access, Gateway, Token, authorization, origin};
 
+/// The most tokens of a request. Each may cost a question to JupyterHub.
+const MAX_GIVEN: usize = 4;
+/// The longest delay of the answer to a wrong token if no token can be guessed.
+const MAX_DELAY: Duration = Duration::from_secs(5);
+
 /// Passes requests of known identities that may do what they request. Without authentication, it applies
 /// [`origin::check`] instead.
 ///
@@ -78,6 +83,10 @@ async fn authenticate(gateway: &Gateway, request: &Parts) -> Result<Arc<Identity
     // Missing if the router is not served by `serve`.
     let address = request.extensions.get::<ClientAddress>().copied();
     let given = given(&request.headers, &request.uri);
+    if given.len() > MAX_GIVEN {
+        let message = format!("the request has more than {MAX_GIVEN} tokens; send one");
+        return Err(Box::new(ApiError::bad_request(message).into_response()));
+    }
     let identity = ways.identity(&gateway.wrong_tokens, address, &given).await?;
     // The proxy may authenticate a browser by its cookies, which foreign pages can use.
     if from_proxy.is_some_and(|from_proxy| Arc::ptr_eq(&from_proxy, &identity)) {
@@ -106,7 +115,8 @@ impl Ways<'_> {
     ) -> Result<Arc<Identity>, Box<Response>> {
         let locked_out = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now()));
         // Locking out an address, which may be a proxy's, is justified only if tokens can be guessed.
-        let locked_out = locked_out.filter(|_| self.token.is_some_and(Token::is_guessable));
+        let is_guessable = self.token.is_some_and(Token::is_guessable);
+        let locked_out = locked_out.filter(|_| is_guessable);
         if locked_out.is_none()
             && let Some(token) = self.token
             && given.iter().any(|given| token.is(given))
@@ -114,18 +124,28 @@ impl Ways<'_> {
             return Ok(Arc::new(Identity::shared()));
         }
         let mut reason = "the token is wrong".to_owned();
+        // An expired token with the right signature is no guess.
+        let mut is_guess = false;
+        let mut unchecked = None;
         for given in given {
             match self.user(given).await {
                 Ok(user) => return Ok(user),
-                Err(Refusal::Wrong) => {}
-                Err(Refusal::Jwt(refusal)) => reason = format!("the token is not accepted: {refusal}"),
+                Err(Refusal::Wrong) => is_guess = true,
+                Err(Refusal::Jwt(refusal)) => {
+                    is_guess |= refusal != OidcRefusal::Expired;
+                    reason = format!("the token is not accepted: {refusal}");
+                }
                 Err(Refusal::Later(message)) => {
-                    return Err(later(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(1), message));
+                    unchecked = Some(message);
+                    break;
                 }
             }
         }
         if let Some(from_proxy) = &self.from_proxy {
             return Ok(from_proxy.clone());
+        }
+        if let Some(message) = unchecked {
+            return Err(later(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(1), message));
         }
         if given.is_empty() {
             let message = "a token is required: send `Authorization: token TOKEN`, or `?token=TOKEN`";
@@ -135,8 +155,10 @@ impl Ways<'_> {
             let message = "too many wrong tokens from this address; wait for the time in Retry-After";
             return Err(later(StatusCode::TOO_MANY_REQUESTS, wait, message));
         }
-        if let Some(address) = address {
-            sleep(wrong_tokens.count(address, Instant::now())).await;
+        if is_guess && let Some(address) = address {
+            let delay = wrong_tokens.count(address, Instant::now());
+            // The address may be a proxy's, with many users.
+            sleep(if is_guessable { delay } else { delay.min(MAX_DELAY) }).await;
         }
         Err(unauthorized(&reason))
     }
@@ -287,6 +309,34 @@ mod tests {
                 status(headers, uri).await,
                 Some(StatusCode::UNAUTHORIZED),
                 "{headers:?} {uri}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_tokens_from_a_proxy_do_not_delay_its_users_without_bound() {
+        for (token, is_bounded) in [("s3cret".to_owned(), false), ("x".repeat(32), true)] {
+            let (wrong_tokens, token) = (WrongTokens::default(), Token::new(token).unwrap());
+            let ways = Ways {
+                token: Some(&token),
+                users: None,
+                oidc: None,
+                hub: None,
+                roles: &GroupRoles::default(),
+                from_proxy: None,
+            };
+            let address = std::net::IpAddr::from([192, 0, 2, 1]).into();
+            let mut longest = Duration::ZERO;
+            for _ in 0..40 {
+                let began = tokio::time::Instant::now();
+                let given = [b"wrong".to_vec()];
+                assert!(ways.identity(&wrong_tokens, Some(address), &given).await.is_err());
+                longest = longest.max(began.elapsed());
+            }
+            assert_eq!(
+                longest <= MAX_DELAY + Duration::from_millis(10),
+                is_bounded,
+                "{longest:?}"
             );
         }
     }

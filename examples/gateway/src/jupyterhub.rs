@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, Uri};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -19,9 +19,12 @@ use crate::keyed_hash::{KeyedHash, TokenHasher};
 
 /// The most tokens that are remembered.
 const MAX_TOKENS: usize = 4_096;
-/// The most requests to the hub at a time, and how long another one waits.
+/// The most requests to the hub at a time about new tokens, the most about tokens in use, and how long another one
+/// waits.
 const MAX_REQUESTS: usize = 8;
 const REQUEST_WAIT: Duration = Duration::from_secs(5);
+/// How long a token that is in use stays valid while the hub does not answer.
+const MAX_UNCHECKED: Duration = Duration::from_secs(5 * 60);
 
 /// Options of a [`JupyterHub`].
 #[derive(Clone, Debug)]
@@ -76,6 +79,7 @@ struct SharedHub {
     user: Uri,
     http: HttpGet,
     requests: Semaphore,
+    rechecks: Semaphore,
     hasher: TokenHasher,
     /// Tokens that the hub has accepted. A task for each checks it again.
     known: Mutex<HashMap<KeyedHash, Arc<Identity>>>,
@@ -118,6 +122,7 @@ impl JupyterHub {
                 user,
                 http: HttpGet::new().map_err(HubError::Certificates)?,
                 requests: Semaphore::new(MAX_REQUESTS),
+                rechecks: Semaphore::new(MAX_REQUESTS),
                 hasher: TokenHasher::random(),
                 known: Mutex::default(),
             }),
@@ -129,6 +134,9 @@ impl JupyterHub {
     /// # Errors
     /// [`HubUnavailable`] if the hub cannot be asked now.
     pub(crate) async fn find(&self, token: &[u8], roles: &GroupRoles) -> Result<Option<Arc<Identity>>, HubUnavailable> {
+        if !may_be_of_hub(token) {
+            return Ok(None);
+        }
         let Ok(authorization) = HeaderValue::from_bytes(&[b"token ", token].concat()) else {
             return Ok(None);
         };
@@ -137,7 +145,7 @@ impl JupyterHub {
         if known.is_some() {
             return Ok(known);
         }
-        let Some(mut identity) = self.ask(authorization.clone(), roles).await? else {
+        let Some(mut identity) = self.ask(&self.shared.requests, authorization.clone(), roles).await? else {
             return Ok(None);
         };
         let revoked = CancellationToken::new();
@@ -149,7 +157,7 @@ impl JupyterHub {
                 return Ok(Some(known.clone()));
             }
             // Without a task that checks it again, its streams would not end.
-            if known.len() >= MAX_TOKENS {
+            if known.len() >= MAX_TOKENS && !forget_unused(&mut known) {
                 return Err(HubUnavailable);
             }
             known.insert(hash, identity.clone());
@@ -157,7 +165,7 @@ impl JupyterHub {
         let (hub, roles, checked) = (self.clone(), roles.clone(), identity.clone());
         tokio::spawn(async move {
             hub.until_unused(&checked, authorization, &roles).await;
-            kernel_provider::lock(&hub.shared.known).remove(&hash);
+            kernel_provider::lock(&hub.shared.known).retain(|_, known| !Arc::ptr_eq(known, &checked));
             revoked.cancel();
         });
         Ok(Some(identity))
@@ -165,19 +173,20 @@ impl JupyterHub {
 
     /// Asks the hub again until the identity changes, or no request and stream uses it.
     async fn until_unused(&self, identity: &Arc<Identity>, authorization: HeaderValue, roles: &GroupRoles) {
-        loop {
-            sleep(self.shared.options.recheck).await;
+        let mut checked = Instant::now();
+        // It ends here if it is forgotten.
+        while timeout(self.shared.options.recheck, identity.ended()).await.is_err() {
             {
                 // New requests find the identity while this lock is not held.
                 let mut known = kernel_provider::lock(&self.shared.known);
-                // One is in the map, and one is the task's.
-                if Arc::strong_count(identity) <= 2 {
+                if is_unused(identity) {
                     known.retain(|_, known| !Arc::ptr_eq(known, identity));
                     return;
                 }
             }
-            match self.ask(authorization.clone(), roles).await {
-                Ok(Some(now)) if is_same(&now, identity) => {}
+            let began = Instant::now();
+            match self.ask(&self.shared.rechecks, authorization.clone(), roles).await {
+                Ok(Some(now)) if is_same(&now, identity) => checked = began,
                 Ok(_) => {
                     info!(
                         user = identity.name,
@@ -186,20 +195,28 @@ impl JupyterHub {
                     return;
                 }
                 // Streams go on while the hub restarts.
-                Err(HubUnavailable) => {}
+                Err(HubUnavailable) if checked.elapsed() < MAX_UNCHECKED => {}
+                Err(HubUnavailable) => {
+                    warn!(
+                        user = identity.name,
+                        "JupyterHub does not answer, so the user's access ends"
+                    );
+                    return;
+                }
             }
         }
     }
 
-    async fn ask(&self, authorization: HeaderValue, roles: &GroupRoles) -> Result<Option<Identity>, HubUnavailable> {
+    async fn ask(
+        &self,
+        permits: &Semaphore,
+        authorization: HeaderValue,
+        roles: &GroupRoles,
+    ) -> Result<Option<Identity>, HubUnavailable> {
         let SharedHub {
-            options,
-            user,
-            http,
-            requests,
-            ..
+            options, user, http, ..
         } = &*self.shared;
-        let Ok(Ok(_permit)) = timeout(REQUEST_WAIT, requests.acquire()).await else {
+        let Ok(Ok(_permit)) = timeout(REQUEST_WAIT, permits.acquire()).await else {
             return Err(HubUnavailable);
         };
         let found: HubUser = match http.json(user, Some(authorization)).await {
@@ -227,6 +244,79 @@ impl JupyterHub {
     }
 }
 
+/// Whether a hub can have made this token. Others, of this gateway and of issuers, are not sent to the hub.
+fn may_be_of_hub(token: &[u8]) -> bool {
+    let is_jwt = token.iter().filter(|byte| **byte == b'.').count() == 2;
+    token.iter().all(u8::is_ascii_graphic) && !token.starts_with(b"kmx_") && !is_jwt
+}
+
+/// Whether no request and stream uses the identity. The map has one reference, and the task that checks it another.
+fn is_unused(identity: &Arc<Identity>) -> bool {
+    Arc::strong_count(identity) <= 2
+}
+
+/// Forgets a token that no request and stream uses; returns whether there was one.
+fn forget_unused(known: &mut HashMap<KeyedHash, Arc<Identity>>) -> bool {
+    let unused = known
+        .iter()
+        .find(|(_, identity)| is_unused(identity))
+        .map(|(hash, _)| *hash);
+    let forgotten = unused.and_then(|hash| known.remove(&hash));
+    if let Some(revoked) = forgotten.as_ref().and_then(|identity| identity.revoked.as_ref()) {
+        // The task ends.
+        revoked.cancel();
+    }
+    forgotten.is_some()
+}
+
 fn is_same(one: &Identity, other: &Identity) -> bool {
     (&one.name, &one.groups, one.role) == (&other.name, &other.groups, other.role)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Role;
+
+    #[test]
+    fn tokens_of_other_systems_are_not_sent_to_the_hub() {
+        for wrong in ["kmx_0123_4567", "eyJh.eyJz.c2ln", "t ", "t\t", "a b", "ü"] {
+            assert!(!may_be_of_hub(wrong.as_bytes()), "{wrong:?}");
+        }
+        for right in ["0123456789abcdef", "a.b", "a-b_c"] {
+            assert!(may_be_of_hub(right.as_bytes()), "{right:?}");
+        }
+    }
+
+    #[test]
+    fn an_unused_token_is_forgotten_for_a_new_one() {
+        let identity = |name: &str| {
+            let mut identity = Identity::new(name, Vec::new(), Role::User);
+            identity.revoked = Some(CancellationToken::new());
+            Arc::new(identity)
+        };
+        let hasher = TokenHasher::random();
+        let (used, unused) = (identity("ada"), identity("bob"));
+        let _by_tasks = (used.clone(), unused.clone());
+        let mut known = HashMap::from([(hasher.hash(b"a"), used.clone()), (hasher.hash(b"b"), unused)]);
+        assert!(forget_unused(&mut known));
+        assert!(!forget_unused(&mut known));
+        assert!(known.values().all(|known| Arc::ptr_eq(known, &used)));
+        assert!(!used.revoked.as_ref().unwrap().is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_ends_when_the_hub_does_not_answer_for_long() {
+        // Nothing listens on this port.
+        let hub = JupyterHub::new(HubOptions::new("http://127.0.0.1:1/hub/api")).unwrap();
+        // Requests about new tokens do not delay those about tokens in use.
+        let _all = hub.shared.requests.acquire_many(MAX_REQUESTS as u32).await.unwrap();
+        let identity = Arc::new(Identity::new("ada", Vec::new(), Role::User));
+        let _used = (identity.clone(), identity.clone());
+        let began = Instant::now();
+        let authorization = HeaderValue::from_static("token t");
+        hub.until_unused(&identity, authorization, &GroupRoles::default()).await;
+        let took = began.elapsed();
+        assert!(took >= MAX_UNCHECKED && took < 2 * MAX_UNCHECKED, "{took:?}");
+    }
 }

@@ -73,7 +73,7 @@ pub enum OidcError {
 }
 
 /// Why a token is not accepted.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, PartialEq)]
 pub(crate) enum OidcRefusal {
     /// The token is of another kind.
     #[error("it is not a JWT")]

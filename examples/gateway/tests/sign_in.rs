@@ -265,6 +265,20 @@ async fn bad_tokens_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn expired_tokens_delay_nobody() {
+    let key = Key::new("key", Algorithm::ES256);
+    let issuer = issuer(&[&key]).await;
+    let served = with_issuer(&issuer).await;
+    let expired = key.sign(&with(claims(&issuer), json!({"exp": Utc::now().timestamp() - 3600})));
+    let began = std::time::Instant::now();
+    // As wrong tokens, 40 of these would each wait for a second.
+    for _ in 0..60 {
+        me(&served, &expired).await.error(401);
+    }
+    assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
 async fn the_issuer_may_change_its_keys() {
     let (old, new) = (Key::new("old", Algorithm::ES256), Key::new("new", Algorithm::ES256));
     let issuer = issuer(&[&old]).await;
@@ -430,6 +444,43 @@ async fn a_hub_names_the_user_of_a_token() {
         .unwrap();
     me(&served, "b").await.error(401);
     hub.state.lock().unwrap().is_down = true;
+    me(&served, "y").await.error(503);
+}
+
+#[tokio::test]
+async fn the_hub_is_asked_about_few_tokens() {
+    let hub = hub().await;
+    let hub_users = JupyterHub::new(HubOptions::new(format!("{}/hub/api", hub.url))).unwrap();
+    let trusted = TrustedHeader::new(
+        "x-forwarded-user".parse().unwrap(),
+        vec!["127.0.0.0/8".parse().unwrap()],
+    );
+    let served = gateway(|options| {
+        options.hub = Some(hub_users);
+        options.trusted_header = Some(trusted);
+    })
+    .await;
+    let requests = || hub.state.lock().unwrap().requests;
+    served
+        .send_with_headers("GET", "/api?token=1&token=2&token=3&token=4&token=5", &[], "")
+        .await
+        .error(400);
+    for other in ["kmx_0123456789abcdef_0123", "eyJh.eyJz.c2ln", "T%20", "%C3%BC"] {
+        let path = format!("/api?token={other}");
+        served.send_with_headers("GET", &path, &[], "").await.error(401);
+    }
+    assert_eq!(requests(), 0);
+    let four = "/api?token=1&token=2&token=3&token=b";
+    assert_eq!(served.send_with_headers("GET", four, &[], "").await.status, 200);
+    assert_eq!(requests(), 4);
+
+    // The proxy knows its users even if a token cannot be checked.
+    hub.state.lock().unwrap().is_down = true;
+    let headers = [("authorization", "token y"), ("x-forwarded-user", "zoe")];
+    assert_eq!(
+        username(&served.send_with_headers("GET", "/api/me", &headers, "").await),
+        "zoe"
+    );
     me(&served, "y").await.error(503);
 }
 
