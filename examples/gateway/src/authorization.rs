@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::identity::{Identity, Role};
 use crate::launches::Launch;
 use crate::routes::{no_such_kernel, no_such_session};
-use crate::shares::SharedKernel;
+use crate::shares::{Share, SharedKernel};
 
 /// What a route does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,12 +248,12 @@ fn relation(gateway: &Gateway, identity: &Identity, subject: &Subject) -> Relati
     if identity.is(subject.owner()) {
         return Relation::Own;
     }
-    let share = subject.id().and_then(|id| {
-        let shares = gateway.shares.of_kernel(id).into_iter();
-        let mut with_caller = shares.filter(|share| share.is_with(identity) && subject.is_shared_as(&share.kernel));
-        with_caller.next()
+    let id = subject.id().filter(|_| gateway.options.allow_shares);
+    let share = id.and_then(|id| {
+        let is_with_caller = |share: &Share| share.is_with(identity) && subject.is_shared_as(&share.kernel);
+        gateway.shares.find_of_kernel(id, is_with_caller)
     });
-    share.map_or(Relation::Other, |share| Relation::Shared(share.id))
+    share.map_or(Relation::Other, Relation::Shared)
 }
 
 /// Whether the caller may use the running kernel.

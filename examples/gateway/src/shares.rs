@@ -24,8 +24,10 @@ use crate::replace_file::replace_file;
 
 /// The most shares of one kernel.
 const MAX_PER_KERNEL: usize = 64;
+/// The most shares of one owner's kernels.
+const MAX_PER_OWNER: usize = 1_024;
 /// The most shares of all kernels.
-const MAX_SHARES: usize = 1_024;
+const MAX_SHARES: usize = 8_192;
 /// The default lifetime of a share.
 pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The shortest and the longest lifetime of a share.
@@ -172,8 +174,18 @@ impl Shares {
         let changed = self.change(move |all| {
             all.retain(|share| share.is_valid(now));
             let of_kernel = all.iter().filter(|share| share.kernel.id == added.kernel.id).count();
-            if of_kernel >= MAX_PER_KERNEL || all.len() >= MAX_SHARES {
-                return (Err(of_kernel.max(MAX_PER_KERNEL.min(all.len()))), true);
+            let of_owner = all
+                .iter()
+                .filter(|share| share.kernel.owner == added.kernel.owner)
+                .count();
+            for (number, most) in [
+                (of_kernel, MAX_PER_KERNEL),
+                (of_owner, MAX_PER_OWNER),
+                (all.len(), MAX_SHARES),
+            ] {
+                if number >= most {
+                    return (Err(number), true);
+                }
             }
             all.push(added);
             (Ok(()), true)
@@ -208,6 +220,16 @@ impl Shares {
             .iter()
             .filter(|share| share.kernel.id == kernel && share.is_valid(now));
         of_kernel.cloned().collect()
+    }
+
+    /// The oldest valid share of a kernel that `is_wanted`.
+    pub(crate) fn find_of_kernel(&self, kernel: KernelId, is_wanted: impl Fn(&Share) -> bool) -> Option<Uuid> {
+        let now = Utc::now();
+        let all = self.lock();
+        let found = all
+            .iter()
+            .find(|share| share.kernel.id == kernel && share.is_valid(now) && is_wanted(share));
+        found.map(|share| share.id)
     }
 
     /// Revokes a share; returns whether it existed. Its link stops working before this returns. After an error, the
@@ -434,6 +456,21 @@ mod tests {
             ..kernel
         };
         assert!(create(&shares, &other, DEFAULT_LIFETIME).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_owner_cannot_use_up_all_shares() {
+        let shares = Arc::new(Shares::open(None));
+        let of = |owner: &str| SharedKernel {
+            owner: Some(owner.to_owned()),
+            ..kernel()
+        };
+        for _ in 0..MAX_PER_OWNER {
+            create(&shares, &of("ada"), DEFAULT_LIFETIME).await.unwrap();
+        }
+        let refused = create(&shares, &of("ada"), DEFAULT_LIFETIME).await;
+        assert!(matches!(refused, Err(ShareError::TooMany(MAX_PER_OWNER))));
+        assert!(create(&shares, &of("bob"), DEFAULT_LIFETIME).await.is_ok());
     }
 
     #[tokio::test]

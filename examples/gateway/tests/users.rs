@@ -11,7 +11,7 @@ use futures::{SinkExt, StreamExt};
 use hyper::body::Bytes;
 use kernel_provider::LaunchError;
 use kernel_provider::fake::FakeSpec;
-use kernelmux_gateway::{Access, Role, Users, UsersFile};
+use kernelmux_gateway::{Access, GatewayOptions, Role, Users, UsersFile};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -370,6 +370,31 @@ async fn a_reader_loses_access_with_the_share() {
     ] {
         let path = format!("/api/kernels/{kernel}/shares");
         team.send("user", "POST", &path, wrong).await.error(400);
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_without_shares_ignores_those_from_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let shares = folder.path().join("shares.json");
+    let team = Team::with(|options| options.shares_file = Some(shares.clone())).await;
+    let kernel = team.start_kernel("user").await;
+    team.share(&kernel, json!({"users": ["viewer"]})).await;
+    let path = format!("/api/kernels/{kernel}");
+    assert_eq!(team.get("viewer", &path).await.status, 200);
+    let authorization = format!("Bearer {}", team.token("viewer"));
+    let mut served = team.served;
+    for (allow_shares, status) in [(true, 200), (false, 404)] {
+        let users = Users::open(team.file.clone()).unwrap();
+        let adjust = |options: &mut GatewayOptions| {
+            options.users = Some(users);
+            options.shares_file = Some(shares.clone());
+            options.allow_shares = allow_shares;
+        };
+        served = served.again(adjust, |_| {}).await;
+        let headers = [("authorization", authorization.as_str())];
+        let answer = served.send_with_headers("GET", &path, &headers, "").await;
+        assert_eq!(answer.status, status, "{answer:?}");
     }
 }
 
