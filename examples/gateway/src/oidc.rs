@@ -11,7 +11,8 @@ use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet, KeyAlgorithm, PublicKe
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Validation};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::group_roles::GroupRoles;
@@ -22,8 +23,12 @@ use crate::identity::{Identity, checked_name};
 const MAX_TOKEN: usize = 16 << 10;
 /// How long the issuer's keys are used before they are fetched again.
 const KEYS_AGE: Duration = Duration::from_secs(10 * 60);
+/// The age from which requests wait for a fetch of keys. Younger keys are fetched again in the background.
+const KEYS_MAX_AGE: Duration = Duration::from_secs(20 * 60);
 /// The shortest time between two fetches, so that tokens with unknown keys cannot cause many.
 const FETCH_PAUSE: Duration = Duration::from_secs(5);
+/// How long a request waits for a fetch of keys.
+const FETCH_WAIT: Duration = Duration::from_secs(5);
 /// The most groups of a user.
 const MAX_GROUPS: usize = 1_024;
 
@@ -116,8 +121,16 @@ struct SharedOidc {
     configuration: Uri,
     http: HttpGet,
     keys: Mutex<Option<Keys>>,
-    /// When the last fetch began. Locked during a fetch.
-    last_fetch: AsyncMutex<Option<Instant>>,
+    fetches: Mutex<Fetches>,
+}
+
+/// The fetches of keys, of which one runs at a time.
+#[derive(Default)]
+struct Fetches {
+    /// Its channel closes when the fetch ends.
+    running: Option<watch::Receiver<()>>,
+    /// When the last one ended.
+    ended: Option<Instant>,
 }
 
 #[derive(Clone)]
@@ -161,7 +174,7 @@ impl Oidc {
                 configuration,
                 http: HttpGet::new().map_err(OidcError::Certificates)?,
                 keys: Mutex::default(),
-                last_fetch: AsyncMutex::default(),
+                fetches: Mutex::default(),
             }),
         })
     }
@@ -235,17 +248,21 @@ impl Oidc {
     /// known, because issuers change their keys.
     async fn key(&self, id: Option<&str>, algorithm: Algorithm) -> Result<DecodingKey, OidcRefusal> {
         let known = self.keys();
-        let is_fresh = known.as_ref().is_some_and(|keys| keys.fetched.elapsed() < KEYS_AGE);
-        let found = known.as_ref().and_then(|keys| find(&keys.set, id));
-        let found = match found {
-            Some(found) if is_fresh => found.clone(),
-            _ => {
+        let is_known = known.as_ref().is_some_and(|keys| find(&keys.set, id).is_some());
+        let is_older_than = |age| known.as_ref().is_none_or(|keys| keys.fetched.elapsed() >= age);
+        if !is_known || is_older_than(KEYS_AGE) {
+            let fetching = self.start_fetch();
+            if (!is_known || is_older_than(KEYS_MAX_AGE))
+                && let Some(mut fetching) = fetching
+                && timeout(FETCH_WAIT, fetching.changed()).await.is_err()
                 // If the key is known, its age matters less than an issuer that does not answer.
-                self.fetch_unless_recent(found.is_none()).await;
-                let keys = self.keys().ok_or(OidcRefusal::NoKeys)?;
-                find(&keys.set, id).ok_or(OidcRefusal::UnknownKey)?.clone()
+                && !is_known
+            {
+                return Err(OidcRefusal::NoKeys);
             }
-        };
+        }
+        let keys = self.keys().ok_or(OidcRefusal::NoKeys)?;
+        let found = find(&keys.set, id).ok_or(OidcRefusal::UnknownKey)?.clone();
         if !is_for(&found, algorithm) {
             return Err(OidcRefusal::WrongKey);
         }
@@ -256,17 +273,30 @@ impl Oidc {
         kernel_provider::lock(&self.shared.keys).clone()
     }
 
-    /// Fetches the keys, unless that was done just now. With `waits`, also waits for a fetch by another request.
-    async fn fetch_unless_recent(&self, waits: bool) {
-        let mut last_fetch = match self.shared.last_fetch.try_lock() {
-            Ok(last_fetch) => last_fetch,
-            Err(_) if waits => self.shared.last_fetch.lock().await,
-            Err(_) => return,
-        };
-        if last_fetch.is_some_and(|last| last.elapsed() < FETCH_PAUSE) {
-            return;
+    /// Starts to fetch the keys, unless a fetch runs or has ended just now. The receiver's channel closes at the end of
+    /// the fetch, which goes on if the request that needs it is cancelled.
+    fn start_fetch(&self) -> Option<watch::Receiver<()>> {
+        let mut fetches = kernel_provider::lock(&self.shared.fetches);
+        // An error means that the fetch has ended.
+        let running = fetches.running.clone().filter(|running| running.has_changed().is_ok());
+        if running.is_some() {
+            return running;
         }
-        *last_fetch = Some(Instant::now());
+        if fetches.ended.is_some_and(|ended| ended.elapsed() < FETCH_PAUSE) {
+            return None;
+        }
+        let (running, waiting) = watch::channel(());
+        fetches.running = Some(waiting.clone());
+        let oidc = self.clone();
+        tokio::spawn(async move {
+            oidc.fetch_and_keep().await;
+            kernel_provider::lock(&oidc.shared.fetches).ended = Some(Instant::now());
+            drop(running);
+        });
+        Some(waiting)
+    }
+
+    async fn fetch_and_keep(&self) {
         match self.fetch().await {
             Ok(set) => {
                 info!(keys = set.keys.len(), "the issuer's keys were fetched");

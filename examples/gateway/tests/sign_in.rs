@@ -53,6 +53,8 @@ struct Published {
     issuer: String,
     keys: Vec<Value>,
     fetches: usize,
+    /// How long a fetch takes.
+    delay: Duration,
 }
 
 /// A key of the issuer.
@@ -93,6 +95,8 @@ async fn issuer(keys: &[&Key]) -> Server<Published> {
         Json(json!({"jwks_uri": format!("{issuer}/keys"), "issuer": issuer}))
     };
     let published = async |State(state): State<Arc<Mutex<Published>>>| {
+        let delay = state.lock().unwrap().delay;
+        sleep(delay).await;
         let mut state = state.lock().unwrap();
         state.fetches += 1;
         Json(json!({"keys": state.keys.clone()}))
@@ -292,6 +296,20 @@ async fn the_issuer_may_change_its_keys() {
     };
     timeout(DEADLINE, changed).await.expect("the new key is not accepted");
     assert_eq!(username(&me(&served, &old.sign(&claims(&issuer))).await), "ada");
+}
+
+#[tokio::test]
+async fn a_client_that_disconnects_does_not_stop_the_fetch_of_keys() {
+    let key = Key::new("key", Algorithm::ES256);
+    let issuer = issuer(&[&key]).await;
+    issuer.state.lock().unwrap().delay = Duration::from_millis(500);
+    let served = with_issuer(&issuer).await;
+    let token = key.sign(&claims(&issuer));
+    assert!(timeout(Duration::from_millis(200), me(&served, &token)).await.is_err());
+    for answer in futures::future::join_all((0..8).map(|_| me(&served, &token))).await {
+        assert_eq!(username(&answer), "ada");
+    }
+    assert_eq!(issuer.state.lock().unwrap().fetches, 1);
 }
 
 #[tokio::test]
