@@ -49,9 +49,19 @@ pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request,
         Ok(permission) => permission,
         Err(refusal) => return refusal.into_response(),
     };
-    parts.extensions.insert(identity);
+    parts.extensions.insert(identity.clone());
     parts.extensions.insert(permission.clone());
-    let response = next.run(Request::from_parts(parts, body)).await;
+    // The permission may end while the body arrives.
+    let response = tokio::select! {
+        response = next.run(Request::from_parts(parts, body)) => response,
+        () = permission.clone().ended(gateway.clone()) => {
+            return if identity.has_ended() {
+                *unauthorized("the token was revoked or has expired while the request was answered")
+            } else {
+                ApiError::not_found("the kernel is no longer shared").into_response()
+            };
+        }
+    };
     permission.limit(gateway, response)
 }
 

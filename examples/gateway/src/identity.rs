@@ -157,6 +157,12 @@ impl Identity {
         self.revoked.is_some() || self.expires.is_some()
     }
 
+    /// Whether the identity has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        let is_revoked = self.revoked.as_ref().is_some_and(CancellationToken::is_cancelled);
+        is_revoked || self.expires.is_some_and(|expires| expires <= Utc::now())
+    }
+
     /// Waits until the identity ends.
     pub(crate) async fn ended(&self) {
         let revoked = async {

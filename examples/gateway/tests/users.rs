@@ -336,6 +336,27 @@ async fn the_streams_of_a_removed_user_end() {
 }
 
 #[tokio::test]
+async fn a_request_is_refused_if_its_user_is_removed_before_its_body_is_complete() {
+    let team = Team::start().await;
+    let mut stream = TcpStream::connect(team.served.address).await.unwrap();
+    let token = team.token("user");
+    let request = format!(
+        "POST /api/kernels HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\nAuthorization: Bearer {token}\r\n\r\n{{"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    // The permission has been checked by then.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    team.file.remove("user").unwrap();
+    let mut answer = vec![0; 12];
+    timeout(DEADLINE, stream.read_exact(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 401");
+    assert!(team.served.manager.list().is_empty());
+}
+
+#[tokio::test]
 async fn a_reader_loses_access_with_the_share() {
     let team = Team::start().await;
     let kernel = team.start_kernel("user").await;
