@@ -346,23 +346,7 @@ impl Nats {
             let Some(id) = self.id_of(&info.config.name) else {
                 continue;
             };
-            let described = async {
-                let meta = meta_of(id, &info)?;
-                let Some(log) = self.get(id).await? else {
-                    return Ok(None);
-                };
-                let (first, last, updated) = log.described().await?;
-                Ok(Some(LogInfo {
-                    owner: meta.owner,
-                    created: meta.created,
-                    updated: updated.unwrap_or(meta.created),
-                    first,
-                    last,
-                    bytes: log.bytes(),
-                    ..LogInfo::new(id, meta.epoch)
-                }))
-            };
-            match described.await {
+            match self.described(id, &info).await {
                 Ok(info) => logs.extend(info),
                 Err(error @ StoreError::Damaged { .. }) => {
                     tracing::error!(kernel_id = %id, %error, "skipping a log in the list");
@@ -371,6 +355,31 @@ impl Nats {
             }
         }
         Ok(logs)
+    }
+
+    async fn info(self: &Arc<Self>, id: KernelId) -> Result<Option<LogInfo>, StoreError> {
+        match self.existing(&self.log_name(id)).await? {
+            Some(stream) => self.described(id, stream.cached_info()).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The log of this stream; `None` if it was removed.
+    async fn described(self: &Arc<Self>, id: KernelId, info: &Info) -> Result<Option<LogInfo>, StoreError> {
+        let meta = meta_of(id, info)?;
+        let Some(log) = self.get(id).await? else {
+            return Ok(None);
+        };
+        let (first, last, updated) = log.described().await?;
+        Ok(Some(LogInfo {
+            owner: meta.owner,
+            created: meta.created,
+            updated: updated.unwrap_or(meta.created),
+            first,
+            last,
+            bytes: log.bytes(),
+            ..LogInfo::new(id, meta.epoch)
+        }))
     }
 
     async fn delete(&self, name: String) -> Result<(), StoreError> {
@@ -410,6 +419,10 @@ impl LogStore for NatsStore {
 
     fn list(&self) -> Result<Vec<LogInfo>, StoreError> {
         self.nats.block_on(self.nats.list())
+    }
+
+    fn info(&self, id: KernelId) -> Result<Option<LogInfo>, StoreError> {
+        self.nats.block_on(self.nats.info(id))
     }
 
     fn remove(&self, id: KernelId) -> Result<(), StoreError> {
