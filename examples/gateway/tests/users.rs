@@ -9,8 +9,8 @@ use common::users::Team;
 use common::{Answer, Served};
 use futures::{SinkExt, StreamExt};
 use hyper::body::Bytes;
-use kernel_provider::LaunchError;
 use kernel_provider::fake::FakeSpec;
+use kernel_provider::LaunchError;
 use kernelmux_gateway::{Access, GatewayOptions, Role, Users, UsersFile};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -205,6 +205,25 @@ async fn users_may_have_notebooks_with_the_same_path() {
     // A kernel of somebody else is not there, so a new one starts, for which the id is taken.
     let body = json!({"path": "b.ipynb", "type": "notebook", "kernel": {"id": user}});
     team.send("peer", "POST", "/api/sessions", body).await.error(409);
+}
+
+#[tokio::test]
+async fn a_server_opens_each_users_own_notebook() {
+    let team = Team::start().await;
+    for server in ["server", "shared"] {
+        let path = format!("{server}.ipynb");
+        let open = async |env: Value| {
+            let body = json!({"path": path, "type": "notebook", "kernel": {"name": "echo", "env": env}});
+            let answer = team.send(server, "POST", "/api/sessions", body).await;
+            answer.json()["kernel"]["id"].as_str().unwrap().to_owned()
+        };
+        let of = |owner: &str| open(json!({"KERNEL_USERNAME": owner}));
+        let (user, peer) = (of("user").await, of("peer").await);
+        assert_ne!(user, peer);
+        assert_eq!((of("user").await, of("peer").await), (user.clone(), peer.clone()));
+        // Without a name, all notebooks are those of one set of files.
+        assert!([user, peer].contains(&open(json!({})).await));
+    }
 }
 
 #[tokio::test]

@@ -87,6 +87,12 @@ struct SessionKernel {
 }
 
 impl SessionKernel {
+    /// The user that a new kernel is for, if the request names one.
+    fn username(&self) -> Option<String> {
+        let named = self.env.as_ref()?.get("KERNEL_USERNAME")?.as_str()?;
+        (!named.is_empty()).then(|| named.to_owned())
+    }
+
     fn into_new(self, path: &str) -> NewKernel {
         NewKernel {
             name: self.name,
@@ -213,7 +219,7 @@ fn missing(field: &str) -> ApiError {
         (status = 403, description = "The client may not start kernels or act for this user, the user may not use the \
          kernelspec, or there are too many kernels or sessions"),
         (status = 408, description = "The body did not arrive in time"),
-        (status = 409, description = "A kernel with this id exists already"),
+        (status = 409, description = "A kernel with this id exists already, or its log belongs to another user"),
         (status = 410, description = "The kernel has ended already"),
         (status = 413, description = "The body is too large"),
         (status = 500, description = "The kernel could not be started; the message has the cause and its last output"),
@@ -256,10 +262,15 @@ async fn find_or_create(
     mut kernel: SessionKernel,
 ) -> Result<Session, ApiError> {
     let has_kernel = |kernel| gateway.has_kernel(kernel);
-    // Notebooks of different users may have the same path. The shared token is that of a server with one set of files.
+    // Notebooks of different users may have the same path. The shared token is that of a server with one set of files,
+    // unless it names the user.
+    let named = kernel.username().filter(|_| caller.acts_for_others());
     let is_own = |kernel| {
         let kernel = gateway.manager.get(kernel);
-        kernel.is_some_and(|kernel| caller.role == Role::Server || caller.is(kernel.owner()))
+        kernel.is_some_and(|kernel| match &named {
+            Some(named) => kernel.owner() == Some(named),
+            None => caller.role == Role::Server || caller.is(kernel.owner()),
+        })
     };
     if let Some(session) = gateway.sessions.of_path(&path, is_own) {
         return Ok(session);
@@ -345,7 +356,7 @@ async fn start_kernel(
          kernelspec, or there are too many kernels"),
         (status = 404, description = "There is no such session"),
         (status = 408, description = "The body did not arrive in time"),
-        (status = 409, description = "A kernel with this id exists already"),
+        (status = 409, description = "A kernel with this id exists already, or its log belongs to another user"),
         (status = 413, description = "The body is too large"),
         (status = 500, description = "The kernel could not be started or ended; the message has the cause"),
         (status = 501, description = "There is no such kernelspec"),
