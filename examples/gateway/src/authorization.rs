@@ -9,7 +9,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use futures::StreamExt;
 use jupyter_protocol::KernelId;
-use kernel_log::LogInfo;
+use kernel_log::{LogInfo, StoreError};
 use kernel_manager::Kernel;
 use uuid::Uuid;
 
@@ -149,14 +149,25 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    /// Finds what there is of a kernel.
+    /// Finds what there is of a kernel. A damaged log has no owner to be found, so it does not exist.
     pub(crate) async fn find(gateway: &Gateway, id: KernelId) -> Result<Option<Self>, ApiError> {
         if let Some(kernel) = gateway.manager.get(id) {
             return Ok(Some(Self::Kernel(kernel)));
         }
         // A start can be that of another user, and be refused because of the log.
-        if let Some(log) = gateway.manager.logs().info(id).await? {
-            return Ok(Some(Self::Log(log)));
+        match gateway.manager.logs().info(id).await {
+            Ok(Some(log)) => return Ok(Some(Self::Log(log))),
+            Ok(None) => {}
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::error!(%error, "only admins can use the kernel's log");
+                return Ok(None);
+            }
+            Err(error) => {
+                tracing::error!(%error, "a log cannot be read");
+                // The error has the path of the log.
+                let message = "the kernel's log cannot be read; the gateway's log has the cause";
+                return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message));
+            }
         }
         let launch = gateway.launches.get(id).filter(|launch| !launch.is_ready());
         Ok(launch.map(Self::Launch))

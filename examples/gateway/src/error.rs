@@ -54,6 +54,11 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
+    /// The same status with another message.
+    pub(crate) fn with_message(self, message: impl Into<String>) -> Self {
+        Self::new(self.status, message)
+    }
+
     #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status

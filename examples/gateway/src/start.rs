@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use jupyter_protocol::KernelId;
+use kernel_log::{LogInfo, StoreError};
 use kernel_manager::{Kernel, StartError, StartRequest};
 use kernel_provider::{LaunchError, Progress};
 use serde::Deserialize;
@@ -187,9 +188,13 @@ async fn check_log_has_owner(gateway: &Gateway, caller: &Identity, id: KernelId)
     if caller.role == Role::Server {
         return Ok(());
     }
-    match gateway.manager.logs().info(id).await.map_err(ApiError::from)? {
-        Some(log) if log.owner.is_none() => Err(refused(StartError::Duplicate(id))),
-        _ => Ok(()),
+    match gateway.manager.logs().info(id).await {
+        // The owner of a damaged log is not known.
+        Ok(Some(LogInfo { owner: None, .. })) | Err(StoreError::Damaged { .. }) => {
+            Err(refused(StartError::Duplicate(id)))
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(ApiError::from(error).into()),
     }
 }
 

@@ -102,6 +102,20 @@ fn an_occupied_port_prints_one_line_and_exits_with_status_1() {
 }
 
 #[test]
+fn a_wrong_file_of_users_is_refused_before_kernels_are_attached() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = dir.path().join("users.json");
+    std::fs::write(&users, "{").unwrap();
+    let line = error_line(
+        &run(dir.path(), &["--port", "0", "--users-file", users.to_str().unwrap()]),
+        1,
+    );
+    assert!(line.contains("users.json"), "{line}");
+    // The logs are opened before kernels are attached.
+    assert!(!dir.path().join("data/logs").exists());
+}
+
+#[test]
 fn two_gateways_cannot_share_a_data_directory() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = Running::start(dir.path(), &["--port", "0"]);

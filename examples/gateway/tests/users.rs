@@ -10,7 +10,7 @@ use common::{Answer, Served};
 use futures::{SinkExt, StreamExt};
 use hyper::body::Bytes;
 use kernel_provider::fake::FakeSpec;
-use kernel_provider::LaunchError;
+use kernel_provider::{ExitCause, LaunchError};
 use kernelmux_gateway::{Access, GatewayOptions, Role, Users, UsersFile};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -304,6 +304,26 @@ async fn a_start_is_visible_to_its_owner_only() {
     let progress = format!("/api/kernels/{id}/progress");
     assert_eq!(team.get("user", &progress).await.json()["phase"], "failed");
     team.get("peer", &progress).await.error(404);
+}
+
+#[tokio::test]
+async fn an_operator_does_not_see_the_output_of_a_failed_start() {
+    let team = Team::start().await;
+    let failing = FakeSpec::failing(LaunchError::died(ExitCause::Code(1), "the secret"));
+    team.served.provider.install("failing", failing, json!({}));
+    let id = "0b0f8a70-1d2a-4a3c-9e0e-0c7f7b1f2f11";
+    let body = json!({"name": "failing", "kernel_id": id});
+    assert_eq!(team.send("user", "POST", "/api/kernels", body).await.status, 500);
+    let progress = format!("/api/kernels/{id}/progress");
+    for (name, sees) in [("user", true), ("admin", true), ("shared", true), ("operator", false)] {
+        let now = team.get(name, &progress).await.json();
+        assert_eq!(now["phase"], "failed", "{name}");
+        assert_eq!(
+            now["reason"].as_str().unwrap().contains("the secret"),
+            sees,
+            "{name}: {now}"
+        );
+    }
 }
 
 #[tokio::test]

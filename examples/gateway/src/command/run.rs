@@ -119,20 +119,20 @@ impl Running {
             None => data_dir::default_path()?,
         };
         let data_dir = DataDir::take(data_dir)?;
+        // Wrong flags and files are refused before kernels are attached.
+        let mut options = options(flags, flags.access()?)?;
+        flags.sign_in.apply(&mut options)?;
         let manager = manager(flags, &data_dir, recorders).await?;
         let restored = manager.restore().await;
 
-        let access = flags.access()?;
         announce(
             &mut std::io::stdout().lock(),
             address,
             &flags.base_url,
-            &access,
+            &options.access,
             flags.token_source(),
         )?;
         info!(%address, data_dir = %data_dir.path().display(), restored, "serving");
-        let mut options = options(flags, access)?;
-        flags.sign_in.apply(&mut options)?;
         options.shares_file = Some(data_dir.path().join("shares.json"));
         let gateway = Arc::new(Gateway::new(manager.clone(), options));
         Ok(Self {

@@ -129,7 +129,7 @@ pub(super) async fn one(
         (status = 403, description = "The client may not start kernels or act for this user, the user may not use the \
          kernelspec, or there are too many kernels"),
         (status = 408, description = "The body did not arrive in time"),
-        (status = 409, description = "A kernel with this id exists already"),
+        (status = 409, description = "A kernel with this id exists already, or its log belongs to another user"),
         (status = 413, description = "The body is too large"),
         (status = 500, description = "The kernel could not be started; the message has the cause and its last output"),
         (status = 503, description = "The gateway is shutting down, or there is no room for a kernel"),
@@ -224,13 +224,18 @@ pub(super) async fn interrupt(
 )]
 pub(super) async fn restart(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
     Path(KernelPath { id }): Path<KernelPath>,
 ) -> Result<Json<KernelModel>, ApiError> {
     let kernel = find(&gateway, &id)?;
     let restarting = kernel.clone();
     match run_to_completion(async move { restarting.restart().await }).await? {
         Ok(()) => Ok(Json(KernelModel::new(&gateway, &kernel))),
-        Err(error) => Err(failed(&id, &error)),
+        Err(error) if may_use_kernel(&gateway, &caller, &kernel, Use::Read) => Err(failed(&id, &error)),
+        // The error may have the kernel's last output.
+        Err(error) => {
+            Err(failed(&id, &error).with_message("the kernel was not restarted; its owner can see the cause"))
+        }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use jupyter_protocol::KernelId;
 use kernel_log::{Lifecycle, Log, Origin, ReadError, Seq};
@@ -19,7 +19,9 @@ use tokio::time::timeout;
 use super::executions::unreadable;
 use super::kernels::{KernelPath, not_found};
 use crate::Gateway;
+use crate::authorization::{Subject, Use, permission};
 use crate::error::ApiError;
+use crate::identity::Caller;
 use crate::launches::{KernelPhase, ProgressModel};
 use crate::model::{reason_of, timestamp};
 
@@ -41,6 +43,7 @@ const LAST_ENTRIES: u64 = 256;
 )]
 pub(super) async fn progress(
     State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Caller,
     Path(KernelPath { id }): Path<KernelPath>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -49,10 +52,15 @@ pub(super) async fn progress(
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("text/event-stream"));
-    let source = match source(&gateway, kernel).await? {
+    let mut source = match source(&gateway, kernel).await? {
         Some(source) => source,
         None => return Err(not_found(&id)),
     };
+    if let Source::Launch { may_read, .. } = &mut source {
+        let subject = Subject::find(&gateway, kernel).await?;
+        *may_read = caller.acts_for_others()
+            || subject.is_some_and(|subject| permission(&gateway, &caller, &subject, Use::Read).is_some());
+    }
     if !wants_events {
         return Ok(Json(source.now()).into_response());
     }
@@ -64,7 +72,11 @@ pub(super) async fn progress(
 /// Where the progress comes from.
 enum Source {
     Kernel(Arc<Kernel>, watch::Receiver<ExecutionState>, watch::Receiver<Phase>),
-    Launch(watch::Receiver<ProgressModel>),
+    Launch {
+        progress: watch::Receiver<ProgressModel>,
+        /// Whether the client may read the kernel's output, which the reason of a failure may contain.
+        may_read: bool,
+    },
     Past(ProgressModel),
 }
 
@@ -72,7 +84,13 @@ impl Source {
     fn now(&self) -> ProgressModel {
         match self {
             Self::Kernel(kernel, ..) => progress_of_kernel(kernel),
-            Self::Launch(progress) => progress.borrow().clone(),
+            Self::Launch { progress, may_read } => {
+                let mut now = progress.borrow().clone();
+                if now.phase == KernelPhase::Failed && !may_read {
+                    now.reason = Some("the start failed; the kernel's owner can see the cause".to_owned());
+                }
+                now
+            }
             Self::Past(progress) => progress.clone(),
         }
     }
@@ -84,7 +102,7 @@ impl Source {
                 changed = state.changed() => changed.is_ok(),
                 changed = process.changed() => changed.is_ok(),
             },
-            Self::Launch(progress) => progress.changed().await.is_ok(),
+            Self::Launch { progress, .. } => progress.changed().await.is_ok(),
             Self::Past(_) => false,
         }
     }
@@ -99,7 +117,10 @@ async fn source(gateway: &Gateway, id: KernelId) -> Result<Option<Source>, ApiEr
     if let Some(launch) = gateway.launches.get(id)
         && !launch.is_ready()
     {
-        return Ok(Some(Source::Launch(launch.progress())));
+        return Ok(Some(Source::Launch {
+            progress: launch.progress(),
+            may_read: false,
+        }));
     }
     match gateway.manager.logs().find(id).await? {
         Some(log) => Ok(Some(Source::Past(progress_of_past(&log).await.map_err(unreadable)?))),
