@@ -149,12 +149,12 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    /// Finds what there is of a kernel. A damaged log has no owner to be found, so it does not exist.
+    /// Finds what there is of a kernel. A damaged log counts as missing, because its owner is not known.
     pub(crate) async fn find(gateway: &Gateway, id: KernelId) -> Result<Option<Self>, ApiError> {
         if let Some(kernel) = gateway.manager.get(id) {
             return Ok(Some(Self::Kernel(kernel)));
         }
-        // A start can be that of another user, and be refused because of the log.
+        // The log comes first, because another user may try to start a kernel with its id.
         match gateway.manager.logs().info(id).await {
             Ok(Some(log)) => return Ok(Some(Self::Log(log))),
             Ok(None) => {}

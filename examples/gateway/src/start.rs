@@ -182,8 +182,8 @@ pub(crate) async fn start(
     starting.await.unwrap_or(Err(StartError::ShuttingDown)).map_err(refused)
 }
 
-/// Refuses an id whose log has no owner, because a new kernel would give it one. Callers who act for others may use all
-/// logs. The manager refuses logs of other owners.
+/// Refuses an id whose log has no owner, because a new kernel would give it one, except for the role `server`. The
+/// manager refuses logs of other owners.
 async fn check_log_has_owner(gateway: &Gateway, caller: &Identity, id: KernelId) -> Result<(), NoKernel> {
     if caller.role == Role::Server {
         return Ok(());
@@ -198,6 +198,7 @@ async fn check_log_has_owner(gateway: &Gateway, caller: &Identity, id: KernelId)
     }
 }
 
+/// The owner of the log with this id, if there is one.
 async fn owner_of_log(gateway: &Gateway, id: KernelId) -> Result<Option<String>, NoKernel> {
     let log = gateway.manager.logs().info(id).await.map_err(ApiError::from)?;
     Ok(log.and_then(|log| log.owner))

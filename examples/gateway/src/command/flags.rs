@@ -68,7 +68,7 @@ pub(super) struct Flags {
     /// Refuse to list kernels, sessions and logs; they can still be used by id
     #[arg(long, env = "KERNELMUX_NO_LIST", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(super) no_list: bool,
-    /// Turn off links to live pages of kernels' cells
+    /// Turn off shares: links to live pages of kernels' cells, and kernels that users share with others
     #[arg(long, env = "KERNELMUX_NO_SHARES", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(super) no_shares: bool,
     /// The path prefix of all addresses
