@@ -48,10 +48,10 @@ pub fn run() -> Result<Section> {
         format!(
             "Entries of about {ENTRY} B. A raw file is written with the same blocks, each with one `write`, and read \
              with `read`s of {}. All scans read from the page cache. A second raw file is synced after every {}, and \
-             the log in the background; the others are not synced. \"Store\" is `DiskStore` alone. \"Log\" is what the \
-             recorder uses: `Log::append`, until the writer thread has stored everything; its scan is a `Reader`. A \
-             log on disk is opened again after its writer has ended. Memory is the growth of the benchmark's resident \
-             set.",
+             the log in the background; the others are not synced. \"Store\" is `DiskStore` alone. \"Log\" is `Log`, \
+             which the recorder uses: its append time ends when the writer thread has stored everything, and a \
+             `Reader` scans it. A log on disk is opened again after its writer has ended. Memory is the growth of the \
+             benchmark's resident set.",
             bytes(READ as u64),
             bytes(SYNC_BYTES as u64),
         ),

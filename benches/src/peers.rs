@@ -120,7 +120,7 @@ impl Gateway {
         process::cpu(self.pid())
     }
 
-    /// Kills the gateway. Its kernels keep running.
+    /// Kills the gateway. The kernels of kernelmux keep running; those of the other gateways end with their parent.
     ///
     /// # Errors
     /// If it cannot be killed.

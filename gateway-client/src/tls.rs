@@ -21,7 +21,7 @@ impl Tls {
     /// system's certificates.
     pub(crate) fn new(host: &str, config: Option<Arc<ClientConfig>>) -> Result<Self, InvalidEndpoint> {
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| InvalidEndpoint::Url("its host is neither a DNS name nor an IP address, as TLS requires"))?;
+            .map_err(|_| InvalidEndpoint::Url("TLS requires a DNS name or an IP address as its host"))?;
         let config = match config {
             Some(config) => config,
             None => Arc::new(trusting_the_system().map_err(InvalidEndpoint::Tls)?),

@@ -83,24 +83,24 @@ pub(super) struct LogState {
     pub(super) refused_index: Updates,
     /// Whether the log is queued at the writer or being written.
     pub(super) with_writer: bool,
-    /// The newest stored blocks.
+    /// The newest published blocks, also those that the store refused for good.
     pub(super) recent: VecDeque<Block>,
     pub(super) recent_bytes: usize,
     pub(super) stored_since_trim: u64,
     pub(super) acknowledged: Acknowledged,
     /// Whether the writer is to trim the log because entries were acknowledged.
     pub(super) drop_acknowledged: bool,
-    /// When a trim failed last.
+    /// When the last trim was made, if it failed.
     trim_failed: Option<Instant>,
     /// Whether to sync once everything waiting is stored.
     pub(super) sync_soon: bool,
     /// The next write, if the store has refused it before.
     pub(super) retry: Option<Retry>,
-    /// Whether the store refused the block that is being written.
+    /// Whether the store has refused the current write, which is being retried.
     pub(super) is_refused: bool,
     /// Whether the log was removed from the store.
     pub(super) is_removed: bool,
-    /// Entries that the store has refused since it last accepted one.
+    /// Entries that the store has refused for good, that is, without a retry, since it last accepted a write.
     pub(super) unrecorded: Option<Unrecorded>,
 }
 

@@ -49,8 +49,9 @@ async fn an_interrupt_ends_the_cell_and_not_the_kernel() {
     run(&kernel, "kept = 1").await;
     let mut execution = kernel
         .execute(ExecuteRequest::new(
-            // Another thread prints while the main thread sleeps, so that the interrupt hits no destructor, in which
-            // Python would drop it. Without a line end, the output is a single message.
+            // The test interrupts the cell when its output arrives. The main thread only sleeps and another one prints,
+            // because Python ignores a KeyboardInterrupt that is raised in a destructor. Without a line end, the output
+            // is a single message.
             "import threading, time\n\
              threading.Timer(0.5, lambda: print('now', end='', flush=True)).start()\n\
              time.sleep(600)",

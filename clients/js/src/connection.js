@@ -213,7 +213,8 @@ export class KernelConnection {
   }
 
   /**
-   * Runs code. Iterate over the returned execution for its messages, starting immediately, or await its `reply`.
+   * Runs code. Await the returned execution's `reply`, or iterate over the execution for its messages. Begin to iterate
+   * right after this call, because unread messages are dropped if there are too many.
    * @param {string} code
    * @param {object} [options]
    * @param {string} [options.cellId] The id of the notebook cell. The gateway can list executions by it.

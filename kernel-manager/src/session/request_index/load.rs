@@ -1,4 +1,4 @@
-//! Restores the requests and executions that an earlier process recorded.
+//! Restores the executions and other state that an earlier process recorded.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::session::known_requests::{KnownRequests, MAX_REQUESTS};
 use crate::session::questions::Questions;
 
 impl RequestIndex {
-    /// Restores requests and executions from the log's index.
+    /// Restores executions, open questions and other state from the log and its index. Earlier requests stay in the
+    /// index, where they are looked up when needed.
     pub(in crate::session) async fn load(log: &Log) -> Result<Self, StoreError> {
         let mut requests = Self {
             requests: KnownRequests {
