@@ -116,7 +116,7 @@ def test_the_streams_of_a_removed_user_end_while_a_kernel_prints(team: tuple[Gat
     assert time.monotonic() - removed < REVOKED_WITHIN
     assert gateway.rest("GET", "api/kernels", headers=bearer(ada)).status_code == 401
 
-    # The kernel goes on, and whoever may see it can end it.
+    # The kernel goes on, and those who may see it can end it.
     def outputs() -> str:
         return gateway.rest("GET", f"api/kernels/{kernel}/executions/m").text
 

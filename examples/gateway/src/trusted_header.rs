@@ -14,7 +14,7 @@ const MAX_GROUPS: usize = 1_024;
 
 /// A proxy that names the user of each request in a header.
 ///
-/// Whoever can send requests from the proxy's addresses can act as any user. So the addresses must not be those of
+/// Everyone who can send requests from the proxy's addresses can act as any user. So the addresses must not be those of
 /// kernels: with kernels as processes of the gateway's machine, not its own addresses.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

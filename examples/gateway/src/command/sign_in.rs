@@ -59,7 +59,7 @@ pub(super) struct SignInFlags {
         requires = "trusted_header"
     )]
     trusted_groups_header: Option<HeaderName>,
-    /// The proxy's addresses, such as 10.1.2.0/24, separated by commas; whoever can send requests from them can act as
+    /// The proxy's addresses, such as 10.1.2.0/24, separated by commas; all who can send requests from them can act as
     /// any user
     #[arg(
         long,
