@@ -43,7 +43,7 @@ def test_a_foreign_origin_without_the_token_is_refused(gateway: Gateway, kernel:
 
 # Otherwise any page in the user's browser could run code, including one that uses DNS rebinding.
 @pytest.mark.parametrize("token", [None, "any"])
-def test_without_access_control_only_the_own_origin_is_accepted(open_gateway: Gateway, token: str | None) -> None:
+def test_without_access_control_only_the_gateways_origin_is_accepted(open_gateway: Gateway, token: str | None) -> None:
     with open_gateway.kernel() as kernel_id:
         for origin in (FOREIGN, "Origin: null", f"Origin: http://rebound.example:{open_gateway.port}"):
             assert status(open_gateway, kernel_id, origin, token=token) == 403

@@ -26,7 +26,8 @@
  * @property {number} [silenceMs] Milliseconds without a frame after which a connection counts as dead; 90,000 by
  *   default.
  * @property {number} [pauseMs] The first pause before a reconnect in milliseconds, doubled each time; 100 by default.
- * @property {number} [maxPauseMs] The longest pause in milliseconds; 10,000 by default.
+ * @property {number} [maxPauseMs] The limit of this doubling in milliseconds; 10,000 by default. Each pause varies
+ *   randomly by up to half.
  */
 
 /**
