@@ -68,7 +68,7 @@ pub enum HubError {
 #[derive(Debug, PartialEq)]
 pub(crate) struct HubUnavailable;
 
-/// A JupyterHub whose users are accepted. Clones share what is known of its tokens.
+/// A JupyterHub whose users are accepted. Clones share the tokens that were checked.
 #[derive(Clone)]
 pub struct JupyterHub {
     shared: Arc<SharedHub>,

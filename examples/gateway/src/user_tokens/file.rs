@@ -85,7 +85,7 @@ pub enum UsersFileError {
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with its content.
         reason: String,
     },
     /// The user exists already.
