@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::timeout;
 
 use super::SocketError;
 use super::connection::{Role, Sender};
@@ -65,10 +64,9 @@ impl RouterSender {
             None => Err(SocketError::Broken("the client is not connected".to_owned())),
         }
     }
-}
 
-impl RouterSender {
     /// As [`send`](Self::send), but first waits for the client to connect, at most this long: it may be reconnecting.
+    #[cfg(feature = "kernel")]
     pub(crate) async fn send_once_connected(&self, message: WireMessage, limit: Duration) -> Result<(), SocketError> {
         if let Some(identity) = message.identities().first().cloned() {
             let connected = async {
@@ -81,7 +79,7 @@ impl RouterSender {
                 }
             };
             // If the client does not connect, sending fails.
-            let _ = timeout(limit, connected).await;
+            let _ = tokio::time::timeout(limit, connected).await;
         }
         self.send(message).await
     }
