@@ -53,6 +53,15 @@ pub enum Lifecycle {
     /// The kernel is running and has published nothing for a long time. Because of this recent entry, other gateways
     /// that share the store keep the log.
     Quiet,
+    /// The kernel will be culled. Plain Jupyter clients receive this event too.
+    Culling {
+        /// In how many seconds, at the earliest.
+        seconds: u64,
+        /// The cause, such as "idle for 3600 s".
+        reason: String,
+        /// Whether it is culled because it is idle, so that using it keeps it.
+        idle: bool,
+    },
     /// A restart was requested.
     Restarting,
     /// The kernel answered for the first time after a restart.
@@ -103,6 +112,7 @@ impl fmt::Display for Lifecycle {
                 write!(f, "entries {first} to {last} could not be stored: {reason}")
             }
             Self::Quiet => f.write_str("the kernel has published nothing for a long time"),
+            Self::Culling { seconds, reason, .. } => write!(f, "the kernel will be culled in {seconds} s: {reason}"),
             Self::Restarting => f.write_str("a restart was requested"),
             Self::Restarted => f.write_str("the kernel was restarted"),
             Self::RestartingByItself { reason, .. } => write!(f, "the kernel ended and is being restarted: {reason}"),

@@ -16,7 +16,10 @@ pub use kernel::{
     Attachment, Client, ExecuteOptions, Execution, ExecutionError, FollowError, Kernel, KernelEvent, KernelEventKind,
     Loss, RestartError, Room, RunResult,
 };
-pub use manager::{AtClose, Culling, Manager, ManagerBuilder, ManagerOptions, OpenError, StartError, StartRequest};
+pub use manager::{
+    AtClose, Counted, Culling, CullingRules, GroupOptions, Manager, ManagerBuilder, ManagerOptions, OpenError,
+    StartError, StartRequest,
+};
 pub use session::{
     Comm, ExecutionFilter, ExecutionOutputs, ExecutionPage, ExecutionRecord, ExecutionState, Executions, RequestError,
     SendError, is_follow_request,

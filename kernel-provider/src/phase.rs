@@ -55,6 +55,8 @@ pub enum ExitCause {
     Requested,
     /// Culled after it was idle for this long.
     Culled(Duration),
+    /// Culled because it had run for this long, longer than it may.
+    TooOld(Duration),
     /// By itself, with this exit code.
     Code(i32),
     /// By this signal.
@@ -76,6 +78,7 @@ impl fmt::Display for ExitCause {
         match self {
             Self::Requested => f.write_str("shut down as requested"),
             Self::Culled(idle) => write!(f, "culled: idle for {} s", idle.as_secs()),
+            Self::TooOld(age) => write!(f, "culled: it had run for {} s, longer than it may", age.as_secs()),
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(signal) => write!(f, "killed by signal {signal}{}", signal_name(*signal)),
             Self::OutOfMemory => f.write_str("killed because it ran out of memory"),

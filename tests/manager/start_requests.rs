@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kernelmux::{AtClose, KernelId, ManagerOptions, StartError, StartRequest};
+use kernelmux::{AtClose, Counted, KernelId, ManagerOptions, StartError, StartRequest};
 use serde_json::json;
 
 use crate::fixture::{TestFolder, python, within_deadline};
@@ -40,7 +40,7 @@ async fn limits_and_unique_ids_are_enforced_during_concurrent_starts() {
             error,
             StartError::LimitReached {
                 limit: 1,
-                owner: Some(_)
+                counted: Counted::Owner(_)
             }
         ),
         "{error}"
@@ -54,7 +54,13 @@ async fn limits_and_unique_ids_are_enforced_during_concurrent_starts() {
         .map(|_| ())
         .unwrap_err();
     assert!(
-        matches!(error, StartError::LimitReached { limit: 3, owner: None }),
+        matches!(
+            error,
+            StartError::LimitReached {
+                limit: 3,
+                counted: Counted::All
+            }
+        ),
         "{error}"
     );
     within_deadline(kernel.shutdown()).await.unwrap();

@@ -4,6 +4,7 @@ import type { CodeCell } from '@jupyterlab/cells';
 import type { NotebookPanel } from '@jupyterlab/notebook';
 import { KernelMessage, type Kernel } from '@jupyterlab/services';
 import { Signal } from '@lumino/signaling';
+import { showWarning } from './culling.js';
 import type { Early } from './early.js';
 import { showEdited } from './edited.js';
 import { isComplete, putAll, type Filling } from './ended.js';
@@ -242,6 +243,7 @@ export class Restorer {
     }
     const parent = msg.parent_header as Partial<KernelMessage.IHeader>;
     if (!parent.msg_id) {
+      showWarning(this.kernel, this.panel.context.localPath, msg);
       return;
     }
     const type: string = msg.header.msg_type;

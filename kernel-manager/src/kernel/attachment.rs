@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jupyter_protocol::codec::websocket_v1::V1Message;
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::{Block, Entry, LIFECYCLE, Origin, ReadError, Reader, Seq};
+use kernel_log::{Block, Entry, LIFECYCLE, Lifecycle, Origin, ReadError, Reader, Seq};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::warn;
@@ -401,7 +401,8 @@ impl Client {
 
     /// Whether a plain Jupyter client receives this entry. It receives iopub messages, the replies and questions of its
     /// own requests and of executions that it [follows](Attachment::follow), life-cycle events that have a message in
-    /// the Jupyter protocol, and notices that another session has answered a question. It does not receive entries that
+    /// the Jupyter protocol, warnings before the kernel is culled, and notices that another session has answered a
+    /// question. It does not receive entries that
     /// were already [replayed](Attachment::replay), or the kernel's messages about its start.
     #[must_use]
     pub fn delivers(&self, entry: &Entry) -> bool {
@@ -415,7 +416,8 @@ impl Client {
                 }
                 self.is_addressed(entry)
                     && !self.lease.replayed.contains(entry)
-                    && message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)
+                    && (message.header_ref().is_ok_and(|header| header.msg_type != LIFECYCLE)
+                        || matches!(entry.lifecycle(), Some(Lifecycle::Culling { .. })))
             }
         }
     }

@@ -177,6 +177,11 @@ impl Kernel {
         &*self.handle
     }
 
+    /// The kernel's record from when this handle of it was made.
+    pub(crate) fn record(&self) -> &KernelRecord {
+        &self.record
+    }
+
     pub(crate) fn recorder(&self) -> &Recorder {
         &self.recorder
     }

@@ -374,7 +374,7 @@ impl Kernel {
         }
         info!(kernel_id = %self.id(), %cause, "kernel ended");
         self.publish(match cause {
-            ExitCause::Culled(_) => KernelEventKind::Culled,
+            ExitCause::Culled(_) | ExitCause::TooOld(_) => KernelEventKind::Culled,
             _ => KernelEventKind::ShutDown,
         });
         Ok(())

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use jupyter_protocol::KernelId;
 use kernel_log::StoreError;
 use kernel_provider::LaunchError;
@@ -29,12 +31,12 @@ pub enum StartError {
     #[error("the log of kernel {0} belongs to another user; choose another id")]
     OtherOwner(KernelId),
     /// The kernel limit is reached.
-    #[error("the limit of {limit} kernels{} is reached; shut one down first", of_owner(owner.as_deref()))]
+    #[error("the limit of {limit} kernels{counted} is reached; shut one down first")]
     LimitReached {
         /// The limit.
         limit: usize,
-        /// The owner to whom the limit applies; `None` for the limit of all kernels.
-        owner: Option<String>,
+        /// The kernels that it counts.
+        counted: Counted,
     },
     /// The provider failed to launch the kernel.
     #[error(transparent)]
@@ -58,8 +60,26 @@ pub enum StartError {
     ShuttingDown,
 }
 
-fn of_owner(owner: Option<&str>) -> String {
-    owner.map_or_else(String::new, |owner| format!(" of {owner}"))
+/// The kernels that a limit counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Counted {
+    /// All kernels.
+    All,
+    /// Those of this owner.
+    Owner(String),
+    /// Those that were started for this [group](super::StartRequest::groups).
+    Group(String),
+}
+
+impl fmt::Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => Ok(()),
+            Self::Owner(owner) => write!(f, " of {owner}"),
+            Self::Group(group) => write!(f, " of the group {group}"),
+        }
+    }
 }
 
 fn with_output(output: &str) -> String {

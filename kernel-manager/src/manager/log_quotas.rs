@@ -19,7 +19,7 @@ pub(super) fn start(manager: &Arc<ManagerInner>) {
     }
     let weak = Arc::downgrade(manager);
     let (stop, restored) = (manager.stop.clone(), manager.restored.clone());
-    let interval = manager.options.culling.interval;
+    let interval = manager.options().culling.interval;
     manager.tasks.spawn(async move {
         let keep_within = async {
             // Wait until the running kernels are known, at most one interval, because their logs must stay.

@@ -3,6 +3,7 @@
 mod builder;
 mod culling;
 mod error;
+mod groups;
 mod log_quotas;
 mod options;
 mod registry;
@@ -19,15 +20,15 @@ use jupyter_protocol::zmq::MessageMemory;
 use jupyter_protocol::{InstalledKernelspec, KernelId};
 use kernel_log::{Lifecycle, Log, Logs, StoreError};
 use kernel_provider::{KernelHandle, KernelProvider, LaunchRequest};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
 pub use builder::{ManagerBuilder, OpenError};
-pub use error::StartError;
-pub use options::{Culling, ManagerOptions, StartRequest};
+pub use error::{Counted, StartError};
+pub use options::{Culling, CullingRules, GroupOptions, ManagerOptions, StartRequest};
 
 use crate::kernel::{Events, Keeper, Kernel, KernelEvent, KernelEventKind, abandon_new};
 use crate::session::{Executions, Recorder, RecorderOptions, Sessions};
@@ -66,14 +67,14 @@ pub struct Manager {
 impl fmt::Debug for Manager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Manager")
-            .field("options", &self.inner.options)
+            .field("options", &self.options())
             .finish_non_exhaustive()
     }
 }
 
 struct ManagerInner {
     providers: Vec<Arc<dyn KernelProvider>>,
-    options: ManagerOptions,
+    options: watch::Sender<Arc<ManagerOptions>>,
     recorder_options: RecorderOptions,
     logs: Logs,
     registry: Registry,
@@ -94,7 +95,7 @@ struct ManagerInner {
 impl Drop for ManagerInner {
     fn drop(&mut self) {
         self.stop.cancel();
-        if self.options.end_kernels_on_drop {
+        if self.options().end_kernels_on_drop {
             for kernel in self.registry.list() {
                 kernel.handle().kill();
             }
@@ -121,8 +122,8 @@ impl Manager {
         let manager = Self {
             inner: Arc::new(ManagerInner {
                 providers,
-                registry: Registry::new(options.max_kernels, options.max_kernels_per_owner),
-                options,
+                registry: Registry::default(),
+                options: watch::Sender::new(Arc::new(options)),
                 recorder_options,
                 logs,
                 attaching: Mutex::default(),
@@ -137,6 +138,19 @@ impl Manager {
         culling::start(&manager.inner);
         log_quotas::start(&manager.inner);
         manager
+    }
+
+    /// The current options.
+    #[must_use]
+    pub fn options(&self) -> Arc<ManagerOptions> {
+        self.inner.options()
+    }
+
+    /// Replaces the options. Limits apply to starts from now on, so kernels beyond a lowered limit keep running. The
+    /// restart limit and the grace of a shutdown apply to kernels that start from now on. `message_memory` and
+    /// `recorder_runtime` stay as they were.
+    pub fn set_options(&self, options: ManagerOptions) {
+        self.inner.options.send_replace(Arc::new(options));
     }
 
     /// The kernelspecs by name. With several providers, each kernelspec is listed with its provider's name in front,
@@ -190,7 +204,7 @@ impl Manager {
     /// is unset, an installed kernelspec; `None` if there is neither.
     #[must_use]
     pub fn default_spec(&self) -> Option<String> {
-        if let Some(name) = &self.inner.options.default_spec {
+        if let Some(name) = &self.options().default_spec {
             return Some(name.clone());
         }
         let specs = self.specs();
@@ -331,6 +345,10 @@ struct FoundSpec {
 }
 
 impl ManagerInner {
+    fn options(&self) -> Arc<ManagerOptions> {
+        self.options.borrow().clone()
+    }
+
     fn attaching(&self) -> MutexGuard<'_, HashSet<KernelId>> {
         self.attaching.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -399,7 +417,8 @@ impl ManagerInner {
         if self.attaching().contains(&id) {
             return Err(StartError::Duplicate(id));
         }
-        let reserved = self.registry.reserve(id, request.owner.as_deref())?;
+        let (owner, options) = (request.owner.as_deref(), self.options());
+        let reserved = self.registry.reserve(id, owner, &request.groups, &options)?;
         // No other start changes the log while the id is reserved.
         if let Some(owner) = &request.owner
             && let Some(log) = self.logs.info(id).await?
@@ -413,6 +432,7 @@ impl ManagerInner {
         launch.working_dir = request.working_dir;
         launch.owner = request.owner.clone();
         launch.annotations = request.annotations;
+        groups::annotate(&request.groups, &mut launch.annotations);
         let owner = request.owner;
         launch.timeout = request.timeout;
         let timer = tokio::time::Instant::now();
@@ -470,7 +490,7 @@ impl ManagerInner {
         let recorder = Recorder::load(log.clone(), self.recorder_options.clone()).await?;
         let sessions = Sessions::load(log).await?;
         let keeper: Weak<dyn Keeper> = Arc::<Self>::downgrade(self);
-        let grace = self.options.shutdown_grace;
+        let grace = self.options().shutdown_grace;
         Ok(Arc::new(Kernel::new(
             keeper, spec_name, spec, handle, recorder, sessions, grace,
         )))
@@ -479,8 +499,8 @@ impl ManagerInner {
 
 impl Keeper for ManagerInner {
     fn watch(&self, kernel: &Arc<Kernel>) {
-        let (limit, stable_after) = (self.options.restart_limit, self.options.stable_after);
-        let watching = supervisor::watch(kernel.clone(), limit, stable_after);
+        let options = self.options();
+        let watching = supervisor::watch(kernel.clone(), options.restart_limit, options.stable_after);
         let stop = self.stop.clone();
         let span = info_span!("supervisor", kernel_id = %kernel.id());
         self.tasks.spawn(

@@ -18,6 +18,8 @@ pub struct ManagerOptions {
     pub max_kernels: Option<usize>,
     /// The most kernels of one owner at a time; `None` for no limit.
     pub max_kernels_per_owner: Option<usize>,
+    /// Rules for the kernels of [groups](StartRequest::groups), by the group's name.
+    pub groups: BTreeMap<String, GroupOptions>,
     /// How often a kernel that ends by itself is restarted before it counts as dead. The count resets after a run of
     /// more than [`stable_after`](Self::stable_after).
     pub restart_limit: u32,
@@ -65,6 +67,13 @@ impl ManagerOptions {
     #[must_use]
     pub fn with_max_kernels_per_owner(mut self, max_kernels_per_owner: usize) -> Self {
         self.max_kernels_per_owner = Some(max_kernels_per_owner);
+        self
+    }
+
+    /// Sets rules for the kernels of a group.
+    #[must_use]
+    pub fn with_group(mut self, name: impl Into<String>, group: GroupOptions) -> Self {
+        self.groups.insert(name.into(), group);
         self
     }
 
@@ -134,6 +143,7 @@ impl Default for ManagerOptions {
             default_spec: None,
             max_kernels: None,
             max_kernels_per_owner: None,
+            groups: BTreeMap::new(),
             restart_limit: 5,
             stable_after: Duration::from_secs(10),
             shutdown_grace: Duration::from_millis(2_500),
@@ -147,8 +157,87 @@ impl Default for ManagerOptions {
     }
 }
 
-/// When idle kernels are ended. A kernelspec's `metadata` can override this for its kernels with `cull_idle_timeout`
-/// (in seconds), `cull_connected` and `cull_busy`.
+/// Rules for the kernels of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupOptions {
+    /// The most kernels of the group at a time; `None` for no limit.
+    pub max_kernels: Option<usize>,
+    /// The most kernels of each owner in the group, in place of [`ManagerOptions::max_kernels_per_owner`].
+    pub max_kernels_per_owner: Option<usize>,
+    /// When its kernels are ended, as far as that differs from other kernels'.
+    pub culling: CullingRules,
+}
+
+impl GroupOptions {
+    /// Limits the number of kernels at a time.
+    #[must_use]
+    pub fn with_max_kernels(mut self, max_kernels: usize) -> Self {
+        self.max_kernels = Some(max_kernels);
+        self
+    }
+
+    /// Limits the number of kernels of each owner in the group.
+    #[must_use]
+    pub fn with_max_kernels_per_owner(mut self, max_kernels_per_owner: usize) -> Self {
+        self.max_kernels_per_owner = Some(max_kernels_per_owner);
+        self
+    }
+
+    /// Sets when its kernels are ended.
+    #[must_use]
+    pub fn with_culling(mut self, culling: CullingRules) -> Self {
+        self.culling = culling;
+        self
+    }
+}
+
+/// Rules that replace those of [`Culling`]; `None` replaces nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CullingRules {
+    /// See [`Culling::idle_timeout`].
+    pub idle_timeout: Option<Duration>,
+    /// See [`Culling::connected`].
+    pub connected: Option<bool>,
+    /// See [`Culling::busy`].
+    pub busy: Option<bool>,
+    /// See [`Culling::max_age`].
+    pub max_age: Option<Duration>,
+}
+
+impl CullingRules {
+    /// Sets the idle time after which a kernel is ended; zero for never.
+    #[must_use]
+    pub fn with_idle_timeout(mut self, idle_timeout: Duration) -> Self {
+        self.idle_timeout = Some(idle_timeout);
+        self
+    }
+
+    /// Sets whether to end kernels with attached clients.
+    #[must_use]
+    pub fn with_connected(mut self, connected: bool) -> Self {
+        self.connected = Some(connected);
+        self
+    }
+
+    /// Sets whether to end busy kernels.
+    #[must_use]
+    pub fn with_busy(mut self, busy: bool) -> Self {
+        self.busy = Some(busy);
+        self
+    }
+
+    /// Sets the age at which a kernel is ended; zero for never.
+    #[must_use]
+    pub fn with_max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = Some(max_age);
+        self
+    }
+}
+
+/// When kernels are ended. A kernelspec's `metadata` can override this for its kernels with `cull_idle_timeout` and
+/// `cull_max_age` (in seconds), `cull_connected` and `cull_busy`, and [`GroupOptions::culling`] can override both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Culling {
@@ -160,16 +249,24 @@ pub struct Culling {
     pub connected: bool,
     /// Whether to end busy kernels.
     pub busy: bool,
+    /// The age at which a kernel is ended, even if it is busy or has clients; zero for never. A restart of a kernel does
+    /// not change its age.
+    pub max_age: Duration,
+    /// How long before its end attached clients are [warned](kernel_log::Lifecycle::Culling); zero for no warning. A
+    /// kernel with attached clients is never ended earlier after a warning.
+    pub warning: Duration,
 }
 
 impl Default for Culling {
-    /// No culling; an interval of 300 s.
+    /// No culling and no warnings; an interval of 300 s.
     fn default() -> Self {
         Self {
             idle_timeout: Duration::ZERO,
             interval: Duration::from_secs(300),
             connected: false,
             busy: false,
+            max_age: Duration::ZERO,
+            warning: Duration::ZERO,
         }
     }
 }
@@ -204,6 +301,20 @@ impl Culling {
         self.busy = busy;
         self
     }
+
+    /// Sets the age at which a kernel is ended; zero for never.
+    #[must_use]
+    pub fn with_max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = max_age;
+        self
+    }
+
+    /// Sets how long before its end attached clients are warned.
+    #[must_use]
+    pub fn with_warning(mut self, warning: Duration) -> Self {
+        self.warning = warning;
+        self
+    }
 }
 
 /// A request to start a kernel.
@@ -220,6 +331,9 @@ pub struct StartRequest {
     pub working_dir: Option<PathBuf>,
     /// Owner of the kernel, to whom [`ManagerOptions::max_kernels_per_owner`] applies.
     pub owner: Option<String>,
+    /// Groups for which the kernel counts, and whose [rules](ManagerOptions::groups) apply to it. If several groups have
+    /// a rule, that of the first one applies. The groups are part of the kernel's record.
+    pub groups: Vec<String>,
     /// Annotations in the kernel's [record](kernel_provider::KernelRecord), which outlives this process. They must not
     /// contain secrets.
     pub annotations: BTreeMap<String, String>,
@@ -239,6 +353,7 @@ impl StartRequest {
             env: BTreeMap::new(),
             working_dir: None,
             owner: None,
+            groups: Vec::new(),
             annotations: BTreeMap::new(),
             timeout: Duration::from_secs(60),
             progress: Progress::ignored(),
@@ -270,6 +385,13 @@ impl StartRequest {
     #[must_use]
     pub fn with_owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
+        self
+    }
+
+    /// Sets the groups for which the kernel counts.
+    #[must_use]
+    pub fn with_groups(mut self, groups: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.groups = groups.into_iter().map(Into::into).collect();
         self
     }
 

@@ -4,15 +4,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jupyter_protocol::KernelId;
 use tokio::sync::watch;
 
-use super::StartError;
+use super::{Counted, ManagerOptions, StartError};
 use crate::kernel::Kernel;
 
 /// The kernels by id, including those that are starting.
+#[derive(Default)]
 pub(super) struct Registry {
     kernels: Arc<Mutex<Kernels>>,
     starting: watch::Sender<usize>,
-    max: Option<usize>,
-    max_per_owner: Option<usize>,
 }
 
 #[derive(Default)]
@@ -23,6 +22,8 @@ struct Kernels {
 
 struct Slot {
     owner: Option<String>,
+    /// The groups that the kernel counts for.
+    groups: Vec<String>,
     /// `None` while the kernel is starting.
     kernel: Option<Arc<Kernel>>,
 }
@@ -35,58 +36,76 @@ pub(super) struct Reserved<'a> {
 }
 
 impl Registry {
-    pub(super) fn new(max: Option<usize>, max_per_owner: Option<usize>) -> Self {
-        Self {
-            kernels: Arc::default(),
-            starting: watch::Sender::new(0),
-            max,
-            max_per_owner,
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Kernels> {
         self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reserves an id within the limits.
-    pub(super) fn reserve(&self, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
+    pub(super) fn reserve(
+        &self,
+        id: KernelId,
+        owner: Option<&str>,
+        groups: &[String],
+        options: &ManagerOptions,
+    ) -> Result<Reserved<'_>, StartError> {
         let mut kernels = self.lock();
-        let of_owner = kernels
-            .by_id
-            .values()
-            .filter(|slot| owner.is_some() && slot.owner.as_deref() == owner)
-            .count();
-        let over = |limit: Option<usize>, count: usize| limit.filter(|limit| count >= *limit);
         if kernels.by_id.contains_key(&id) {
             return Err(StartError::Duplicate(id));
         }
-        if let Some(limit) = over(self.max, kernels.by_id.len()) {
-            return Err(StartError::LimitReached { limit, owner: None });
+        let check = |limit: Option<usize>, counted: Counted, counts: &dyn Fn(&Slot) -> bool| match limit {
+            Some(limit) if kernels.by_id.values().filter(|slot| counts(slot)).count() >= limit => {
+                Err(StartError::LimitReached { limit, counted })
+            }
+            _ => Ok(()),
+        };
+        check(options.max_kernels, Counted::All, &|_| true)?;
+        for group in groups {
+            let limit = options.groups.get(group).and_then(|group| group.max_kernels);
+            check(limit, Counted::Group(group.clone()), &|slot| {
+                slot.groups.contains(group)
+            })?;
         }
-        if let Some(limit) = over(self.max_per_owner, of_owner) {
-            return Err(StartError::LimitReached {
-                limit,
-                owner: owner.map(str::to_owned),
-            });
+        if let Some(owner) = owner {
+            let of_group = |group: &String| options.groups.get(group)?.max_kernels_per_owner;
+            let limit = groups.iter().find_map(of_group).or(options.max_kernels_per_owner);
+            check(limit, Counted::Owner(owner.to_owned()), &|slot| {
+                slot.owner.as_deref() == Some(owner)
+            })?;
         }
-        self.insert(&mut kernels, id, owner)
+        self.insert(&mut kernels, id, owner, groups)
     }
 
     /// Reserves an id for a running kernel, regardless of limits.
-    pub(super) fn reserve_running(&self, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
+    pub(super) fn reserve_running(
+        &self,
+        id: KernelId,
+        owner: Option<&str>,
+        groups: &[String],
+    ) -> Result<Reserved<'_>, StartError> {
         let mut kernels = self.lock();
         if kernels.by_id.contains_key(&id) {
             return Err(StartError::Duplicate(id));
         }
-        self.insert(&mut kernels, id, owner)
+        self.insert(&mut kernels, id, owner, groups)
     }
 
-    fn insert(&self, kernels: &mut Kernels, id: KernelId, owner: Option<&str>) -> Result<Reserved<'_>, StartError> {
+    fn insert(
+        &self,
+        kernels: &mut Kernels,
+        id: KernelId,
+        owner: Option<&str>,
+        groups: &[String],
+    ) -> Result<Reserved<'_>, StartError> {
         if kernels.closed {
             return Err(StartError::ShuttingDown);
         }
         let owner = owner.map(str::to_owned);
-        kernels.by_id.insert(id, Slot { owner, kernel: None });
+        let slot = Slot {
+            owner,
+            groups: groups.to_vec(),
+            kernel: None,
+        };
+        kernels.by_id.insert(id, slot);
         self.starting.send_modify(|starting| *starting += 1);
         Ok(Reserved {
             registry: self,

@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use super::{Manager, ManagerInner};
+use super::{Manager, ManagerInner, groups};
 use crate::kernel::{Keeper as _, Kernel, KernelEventKind};
 use crate::session::ExecutionState;
 
@@ -92,7 +92,7 @@ impl Manager {
         drop(done);
         self.inner.restored.cancel();
         let mut restored = 0;
-        let attached = timeout(self.inner.options.restore_timeout, async {
+        let attached = timeout(self.options().restore_timeout, async {
             while let Some(attached) = outcomes.recv().await {
                 restored += usize::from(attached);
             }
@@ -139,7 +139,8 @@ impl ManagerInner {
                 };
             }
         };
-        let Ok(reserved) = self.registry.reserve_running(record.id, record.owner.as_deref()) else {
+        let (owner, groups) = (record.owner.as_deref(), groups::of_record(record));
+        let Ok(reserved) = self.registry.reserve_running(record.id, owner, &groups) else {
             return Outcome::Over;
         };
         let specs = provider.specs().borrow().clone();

@@ -144,7 +144,7 @@ pub(crate) fn progress_of_kernel(kernel: &Kernel) -> ProgressModel {
         kernel.last_activity()
     };
     let mut progress = ProgressModel::new(phase, reason_of(kernel), since);
-    if let Some(ExitCause::Culled(_)) = kernel.end_cause() {
+    if let Some(ExitCause::Culled(_) | ExitCause::TooOld(_)) = kernel.end_cause() {
         progress.culled_at = Some(progress.since.clone());
     }
     progress

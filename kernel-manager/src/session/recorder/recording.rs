@@ -304,7 +304,7 @@ impl Recording {
     /// As [`lifecycle`](Self::lifecycle), but ends only executions that were requested before entry `requested_before`.
     pub(super) fn lifecycle_of(&self, event: &Lifecycle, requested_before: Seq) -> Seq {
         let message = event.to_message(OUR_SESSION);
-        if !matches!(event, Lifecycle::Quiet) {
+        if !matches!(event, Lifecycle::Quiet | Lifecycle::Culling { .. }) {
             self.touch();
         }
         let entry = NewEntry {
