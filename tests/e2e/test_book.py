@@ -1,7 +1,8 @@
 """The book of docs/: its commands work as described, and the flags and texts that it names exist.
 
 Each console block is marked with how it is tested: `test` runs it here, in page order, in one shell per page;
-`kubernetes` runs it on a cluster; `parsed` only checks its syntax. `background` keeps it running in another terminal.
+`kubernetes` runs it on a cluster; `parsed` only checks its syntax. `background` keeps it running in another terminal. A block that is marked with
+`file=NAME` is the content of a file that the commands use.
 """
 
 from __future__ import annotations
@@ -144,6 +145,13 @@ def make_page_home(make_home: Callable[[str], Path]) -> Iterator[Callable[[], Pa
     assert not left, "a page's commands left processes behind"
 
 
+def write_files(page: str, folder: Path) -> None:
+    """Writes the files whose content a page has, in blocks such as `toml,file=gateway.toml`."""
+    text = (BOOK / page).read_text(encoding="utf-8")
+    for name, body in re.findall(r"^```\w+,file=(\S+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        (folder / name).write_text(body, encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", sorted(marked("test")))
 def test_commands_of_a_page(
     page: str, make_page_home: Callable[[], Path], start_gateway: Callable[..., Gateway]
@@ -155,6 +163,7 @@ def test_commands_of_a_page(
         gateway = start_gateway()
         port = gateway.port
         environment.update(TOKEN=str(gateway.token), ID=gateway.start_kernel()["id"])
+    write_files(page, folder)
     reader = Reader(environment, folder)
     try:
         for console in marked("test")[page]:

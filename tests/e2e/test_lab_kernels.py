@@ -106,6 +106,35 @@ def test_a_kernel_that_was_culled_while_the_tab_was_closed_leaves_its_outputs_an
         lab.close()
 
 
+def test_the_notebook_warns_before_its_kernel_is_culled(
+    start_gateway: Callable[..., Gateway], make_home: Callable[[str], Path], lab_extension: Path, page: Page
+) -> None:
+    # The kernel is not culled during the test.
+    gateway = start_gateway(
+        "--cull-connected", "--cull-idle-timeout", "600", "--cull-warning", "599", "--cull-interval", "1"
+    )
+    lab = Lab(make_home("lab-warned"), gateway.url, gateway.token, extension=lab_extension)
+    try:
+        lab.write_notebook("warned", ["print('ran', 6 * 7)"])
+        notebook = open_page(page, lab, "warned")
+        notebook.run(0)
+        notebook.wait_text(0, "ran 42")
+        warning = page.locator(".Toastify__toast", has_text="warned.ipynb will be ended")
+        expect(warning.first).to_contain_text("idle for 600 s")
+        kernel = notebook.kernel_id()
+
+        def last_activity() -> str:
+            model = gateway.model(kernel)
+            assert model is not None
+            return str(model["last_activity"])
+
+        before = last_activity()
+        warning.first.get_by_text("Keep it running").click()
+        eventually(lambda: last_activity() > before, "the kernel was used", 60)
+    finally:
+        lab.close()
+
+
 # Scenario 36, here with a kernel that ends at once
 def test_the_cause_of_a_failed_start_is_shown(lab: Lab, page: Page) -> None:
     lab.write_notebook("broken", ["1"], kernel="broken")

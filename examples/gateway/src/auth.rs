@@ -67,15 +67,16 @@ pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request,
 
 /// Finds out who sends the request.
 async fn authenticate(gateway: &Gateway, request: &Parts) -> Result<Arc<Identity>, Box<Response>> {
-    let options = &gateway.options;
+    let (options, shared) = gateway.access();
+    let options = &*options;
     let token = match &options.access {
         Access::Open => {
             return match origin::check(options, &request.method, &request.headers) {
-                Ok(()) => Ok(Arc::new(Identity::shared())),
+                Ok(()) => Ok(shared),
                 Err(refusal) => Err(Box::new(refusal.into_response())),
             };
         }
-        Access::Token(token) => Some(token),
+        Access::Token(token) => Some((token, shared)),
         Access::Users => None,
     };
     let from_proxy = options.trusted_header.as_ref().and_then(|trusted| {
@@ -108,7 +109,8 @@ async fn authenticate(gateway: &Gateway, request: &Parts) -> Result<Arc<Identity
 
 /// The ways to authenticate. The first one that accepts a token decides, and the proxy's header comes last.
 struct Ways<'a> {
-    token: Option<&'a Token>,
+    /// The shared token and the identity of those who have it.
+    token: Option<(&'a Token, Arc<Identity>)>,
     users: Option<&'a Users>,
     oidc: Option<&'a Oidc>,
     hub: Option<&'a JupyterHub>,
@@ -125,13 +127,13 @@ impl Ways<'_> {
     ) -> Result<Arc<Identity>, Box<Response>> {
         let locked_out = address.and_then(|address| wrong_tokens.locked_out(address, Instant::now()));
         // Locking out an address, which may be a proxy's, is justified only if tokens can be guessed.
-        let is_guessable = self.token.is_some_and(Token::is_guessable);
+        let is_guessable = self.token.as_ref().is_some_and(|(token, _)| token.is_guessable());
         let locked_out = locked_out.filter(|_| is_guessable);
         if locked_out.is_none()
-            && let Some(token) = self.token
+            && let Some((token, shared)) = &self.token
             && given.iter().any(|given| token.is(given))
         {
-            return Ok(Arc::new(Identity::shared()));
+            return Ok(shared.clone());
         }
         let mut reason = "the token is wrong".to_owned();
         // An expired token with the right signature is no guess.
@@ -263,6 +265,17 @@ mod tests {
 
     use super::*;
 
+    fn with_token<'a>(token: &'a Token, roles: &'a GroupRoles) -> Ways<'a> {
+        Ways {
+            token: Some((token, Arc::new(Identity::shared()))),
+            users: None,
+            oidc: None,
+            hub: None,
+            roles,
+            from_proxy: None,
+        }
+    }
+
     #[tokio::test]
     async fn the_token_is_accepted_in_the_header_and_in_the_query() {
         let (wrong_tokens, token) = (WrongTokens::default(), Token::new("s3cret/&").unwrap());
@@ -271,14 +284,8 @@ mod tests {
             for value in headers {
                 map.append(header::AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
             }
-            let ways = Ways {
-                token: Some(&token),
-                users: None,
-                oidc: None,
-                hub: None,
-                roles: &GroupRoles::default(),
-                from_proxy: None,
-            };
+            let roles = GroupRoles::default();
+            let ways = with_token(&token, &roles);
             let given = given(&map, &uri.parse().unwrap());
             let checked = ways.identity(&wrong_tokens, None, &given).await;
             checked.err().map(|refusal| refusal.status())
@@ -327,14 +334,8 @@ mod tests {
     async fn wrong_tokens_from_a_proxy_do_not_delay_its_users_without_bound() {
         for (token, is_bounded) in [("s3cret".to_owned(), false), ("x".repeat(32), true)] {
             let (wrong_tokens, token) = (WrongTokens::default(), Token::new(token).unwrap());
-            let ways = Ways {
-                token: Some(&token),
-                users: None,
-                oidc: None,
-                hub: None,
-                roles: &GroupRoles::default(),
-                from_proxy: None,
-            };
+            let roles = GroupRoles::default();
+            let ways = with_token(&token, &roles);
             let address = std::net::IpAddr::from([192, 0, 2, 1]).into();
             let mut longest = Duration::ZERO;
             for _ in 0..40 {

@@ -259,7 +259,7 @@ fn relation(gateway: &Gateway, identity: &Identity, subject: &Subject) -> Relati
     if identity.is(subject.owner()) {
         return Relation::Own;
     }
-    let id = subject.id().filter(|_| gateway.options.allow_shares);
+    let id = subject.id().filter(|_| gateway.options().allow_shares);
     let share = id.and_then(|id| {
         let is_with_caller = |share: &Share| share.is_with(identity) && subject.is_shared_as(&share.kernel);
         gateway.shares.find_of_kernel(id, is_with_caller)

@@ -112,7 +112,7 @@ impl FromStr for BaseUrl {
 /// Strips the base URL and a trailing slash from a request's path before routing. Other paths get 404.
 pub(crate) async fn strip(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     let stripped = gateway
-        .options
+        .options()
         .base_url
         .below(request.uri().path())
         .and_then(|path| with_path(request.uri(), path.strip_suffix('/').unwrap_or(path)));

@@ -48,11 +48,12 @@ fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> Option<HeaderValue
 
 /// Adds CORS headers for pages of allowed origins, also to errors.
 pub(crate) async fn expose(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let cors = &gateway.options.cors;
-    let allowed = allowed(&gateway.options, request.headers());
+    let options = gateway.options();
+    let cors = &options.cors;
+    let allowed = allowed(&options, request.headers());
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    let names_origin = matches!(gateway.options.allow_origin, AllowOrigin::These(_)) || cors.allow_credentials;
+    let names_origin = matches!(options.allow_origin, AllowOrigin::These(_)) || cors.allow_credentials;
     if let Some(origin) = allowed {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         let exposed = std::iter::once("Location").chain(cors.expose_headers.iter().map(HeaderName::as_str));
@@ -64,7 +65,7 @@ pub(crate) async fn expose(State(gateway): State<Arc<Gateway>>, request: Request
             );
         }
     }
-    if names_origin && gateway.options.allow_origin != AllowOrigin::Own {
+    if names_origin && options.allow_origin != AllowOrigin::Own {
         headers.append(header::VARY, HeaderValue::from_static("Origin"));
     }
     response
@@ -87,7 +88,8 @@ pub(crate) async fn options(State(gateway): State<Arc<Gateway>>, request: Reques
     if request.method() != Method::OPTIONS {
         return next.run(request).await;
     }
-    let allowed = allowed(&gateway.options, request.headers()).is_some();
+    let options = gateway.options();
+    let allowed = allowed(&options, request.headers()).is_some();
     // No route handles OPTIONS, so the router answers 405 with the methods of the address in `Allow`, or 404.
     let answer = next.run(request).await;
     if answer.status() != StatusCode::METHOD_NOT_ALLOWED {
@@ -105,7 +107,7 @@ pub(crate) async fn options(State(gateway): State<Arc<Gateway>>, request: Reques
     let headers = response.headers_mut();
     headers.insert(header::ALLOW, methods.clone());
     if allowed {
-        let cors = &gateway.options.cors;
+        let cors = &options.cors;
         let taken = ["Authorization", "Content-Type", "X-XSRFToken"].into_iter();
         let taken = taken.chain(cors.allow_headers.iter().map(HeaderName::as_str));
         let methods = list(&cors.allow_methods).unwrap_or(methods);

@@ -112,6 +112,21 @@ impl Identity {
         }
     }
 
+    /// As [`shared`](Self::shared), but it can be revoked.
+    pub(crate) fn revocable() -> Self {
+        Self {
+            revoked: Some(CancellationToken::new()),
+            ..Self::shared()
+        }
+    }
+
+    /// Ends the identity, if it can be revoked.
+    pub(crate) fn revoke(&self) {
+        if let Some(revoked) = &self.revoked {
+            revoked.cancel();
+        }
+    }
+
     /// An identity that does not end.
     pub(crate) fn new(name: impl Into<String>, groups: Vec<String>, role: Role) -> Self {
         Self {

@@ -12,7 +12,9 @@ mod base_url;
 mod cors;
 mod environment;
 mod error;
+mod file_changes;
 mod group_roles;
+mod group_rules;
 mod http_get;
 mod identity;
 mod jupyterhub;
@@ -42,7 +44,7 @@ mod websocket;
 mod wrong_tokens;
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use axum::Router;
 use chrono::{DateTime, Utc};
@@ -54,7 +56,9 @@ use tokio_util::task::{AbortOnDrop, TaskTracker};
 
 pub use base_url::{BaseUrl, InvalidBaseUrl};
 pub use cors::CorsOptions;
+pub use file_changes::FileChanges;
 pub use group_roles::GroupRoles;
+pub use group_rules::GroupRules;
 pub use identity::{InvalidName, InvalidRole, Role};
 pub use jupyterhub::{HubError, HubOptions, JupyterHub};
 pub use oidc::{Oidc, OidcError, OidcOptions};
@@ -65,6 +69,7 @@ pub use token::{InvalidToken, Token};
 pub use trusted_header::TrustedHeader;
 pub use user_tokens::{User, UserToken, Users, UsersFile, UsersFileError};
 
+use identity::Identity;
 use launches::Launches;
 use live::Live;
 use metrics::Metrics;
@@ -76,7 +81,7 @@ use wrong_tokens::WrongTokens;
 /// The state that handlers share.
 pub struct Gateway {
     manager: Manager,
-    options: GatewayOptions,
+    settings: RwLock<Settings>,
     sessions: Sessions,
     wrong_tokens: WrongTokens,
     metrics: Arc<Metrics>,
@@ -92,6 +97,14 @@ pub struct Gateway {
     clients: TaskTracker,
     _counting: AbortOnDrop,
     _following_users: Option<AbortOnDrop>,
+}
+
+/// What can be replaced while the gateway runs.
+struct Settings {
+    options: Arc<GatewayOptions>,
+    /// The identity of requests with the shared token, and of all requests without authentication. It is revoked when
+    /// that changes.
+    shared: Arc<Identity>,
 }
 
 impl fmt::Debug for Gateway {
@@ -116,7 +129,10 @@ impl Gateway {
         let counting = tokio::spawn(count_events(manager.clone(), metrics.clone()));
         Self {
             manager,
-            options,
+            settings: RwLock::new(Settings {
+                options: Arc::new(options),
+                shared: Arc::new(Identity::revocable()),
+            }),
             sessions: Sessions::default(),
             wrong_tokens: WrongTokens::default(),
             metrics,
@@ -131,6 +147,38 @@ impl Gateway {
             _counting: AbortOnDrop::new(counting.abort_handle()),
             _following_users: following_users,
         }
+    }
+
+    /// Replaces the options, for requests from now on. If the access control changes, requests and streams end that the
+    /// shared token or the lack of authentication had allowed. `base_url`, `users`, `shares_file`, and the
+    /// `head_deadline` of a gateway that is already [served](serve), stay as they were.
+    pub fn set_options(&self, mut options: GatewayOptions) {
+        let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+        let before = &settings.options;
+        options.base_url.clone_from(&before.base_url);
+        options.users.clone_from(&before.users);
+        options.shares_file.clone_from(&before.shares_file);
+        if !options.access.is_same(&before.access) {
+            let before = std::mem::replace(&mut settings.shared, Arc::new(Identity::revocable()));
+            before.revoke();
+        }
+        settings.options = Arc::new(options);
+    }
+
+    /// The current options.
+    #[must_use]
+    pub fn options(&self) -> Arc<GatewayOptions> {
+        self.settings().options.clone()
+    }
+
+    fn settings(&self) -> RwLockReadGuard<'_, Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The access control, and the identity of requests that it allows without a user.
+    fn access(&self) -> (Arc<GatewayOptions>, Arc<Identity>) {
+        let settings = self.settings();
+        (settings.options.clone(), settings.shared.clone())
     }
 
     /// Closes all WebSocket connections, current and new ones, and ends [`serve`]. The close code is 1001 (RFC 6455

@@ -62,7 +62,7 @@ impl FromRequest<Arc<Gateway>> for JsonObject {
         if declared.is_some_and(|length| length > MAX_BODY as u64) {
             return Err(too_large());
         }
-        let deadline = gateway.options.body_deadline;
+        let deadline = gateway.options().body_deadline;
         let body = match timeout(deadline, read(&mut body)).await {
             Ok(read) => read?,
             Err(_) => {

@@ -137,7 +137,7 @@ impl KernelModel {
         let record = kernel.handle().record();
         let kernelmux = FactsModel {
             version: VERSION,
-            features: features(&gateway.options),
+            features: features(&gateway.options()),
             epoch: kernel.log().epoch(),
             phase: progress_of_kernel(kernel).phase,
             reason: reason.clone(),

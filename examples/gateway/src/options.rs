@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{AllowOrigin, BaseUrl, CorsOptions, GroupRoles, JupyterHub, Oidc, Token, TrustedHeader, Users};
+use crate::{AllowOrigin, BaseUrl, CorsOptions, GroupRoles, GroupRules, JupyterHub, Oidc, Token, TrustedHeader, Users};
 
 /// Access control of a gateway.
 #[derive(Clone, Debug)]
@@ -12,6 +12,17 @@ pub enum Access {
     Users,
     /// No access control: anyone who can connect can run programs on the gateway's machine.
     Open,
+}
+
+impl Access {
+    /// Whether both allow the same requests without a user.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Token(token), Self::Token(other)) => token.is(other.reveal().as_bytes()),
+            (Self::Users, Self::Users) | (Self::Open, Self::Open) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Options of a gateway.
@@ -38,6 +49,9 @@ pub struct GatewayOptions {
     pub trusted_header: Option<TrustedHeader>,
     /// The roles of groups of those that `oidc`, `hub` and `trusted_header` authenticate.
     pub group_roles: GroupRoles,
+    /// Rules for the members of groups, by the group's name. If a user is in several of them, the first one that has a
+    /// rule decides.
+    pub groups: Vec<(String, GroupRules)>,
     /// Path prefix of all addresses.
     pub base_url: BaseUrl,
     /// Foreign origins whose pages may use the gateway.
@@ -83,6 +97,7 @@ impl GatewayOptions {
             hub: None,
             trusted_header: None,
             group_roles: GroupRoles::default(),
+            groups: Vec::new(),
             base_url: BaseUrl::default(),
             allow_origin: AllowOrigin::Own,
             cors: CorsOptions::default(),

@@ -61,6 +61,12 @@ impl Resources {
         (resources != Self::default()).then_some(resources)
     }
 
+    /// The variables that request resources.
+    pub(crate) fn variables() -> impl Iterator<Item = String> {
+        let variables = VARIABLES.into_iter();
+        variables.flat_map(|(_, variable)| [variable.to_owned(), format!("{variable}_LIMIT")])
+    }
+
     /// Records the resources in the annotations of a kernel, from which [`of_record`](Self::of_record) reads them.
     pub(crate) fn annotate(self, annotations: &mut BTreeMap<String, String>) {
         let Self { cpu, memory, gpu } = self;

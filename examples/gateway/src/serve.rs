@@ -33,7 +33,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     let router = router(gateway.clone());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(gateway.options.head_deadline)
+        .header_read_timeout(gateway.options().head_deadline)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADER_COUNT);
     let connections = TaskTracker::new();
@@ -42,7 +42,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
             accepted = accept(&listener) => accepted,
             () = gateway.closing() => break,
         };
-        if let Err(error) = set_up(&stream, gateway.options.write_deadline) {
+        if let Err(error) = set_up(&stream, gateway.options().write_deadline) {
             debug!(%error, "cannot set the options of a connection");
         }
         // The routes need the peer's address.

@@ -17,7 +17,7 @@ use crate::environment::{self, Environment};
 use crate::error::ApiError;
 use crate::identity::{Identity, Role};
 use crate::profiles::{self, Resources};
-use crate::users::may_use;
+use crate::users::KernelUser;
 
 /// Longest kernelspec name to look up, in bytes.
 const MAX_NAME: usize = 256;
@@ -89,8 +89,8 @@ pub(crate) async fn start(
         kernel_id,
     }: NewKernel,
 ) -> Result<Arc<Kernel>, NoKernel> {
-    let options = &gateway.options;
-    let env = Environment::read(&env.unwrap_or_default(), options)?;
+    let options = gateway.options();
+    let env = Environment::read(&env.unwrap_or_default(), &options)?;
     let chosen = kernel_id
         .map(|id| environment::kernel_id("kernel_id", &id))
         .transpose()?;
@@ -120,21 +120,32 @@ pub(crate) async fn start(
             .await?
             .or_else(|| options.default_owner.clone()),
     };
-    if let Some(owner) = &owner
-        && !may_use(&spec, owner)
+    let user = KernelUser::new(options.clone(), caller, owner);
+    if !user.may_use(&name, &spec) {
+        return Err(user.refusal(&name).into());
+    }
+    let groups = user.memberships();
+    groups.check_profile(env.variables.get(profiles::VARIABLE).map(String::as_str))?;
+    if groups.has_profiles()
+        && let Some(variable) = Resources::variables().find(|variable| env.variables.contains_key(variable))
     {
-        return Err(ApiError::forbidden(format!("{owner} may not start kernels of the kernelspec {name}")).into());
+        let message = format!("the resource profile sets {variable}; leave it out of the request");
+        return Err(ApiError::forbidden(message).into());
+    }
+    if let Some(image) = env.variables.get("KERNEL_IMAGE") {
+        groups.check_image(image)?;
     }
 
     let mut request = StartRequest::new(name);
     request.id = Some(id);
+    request.groups = groups.names();
     request.env = env.variables;
     request.env.insert("KERNEL_GATEWAY".to_owned(), "1".to_owned());
     request.env.insert("KERNEL_ID".to_owned(), id.to_string());
-    if let Some(owner) = &owner {
+    if let Some(owner) = &user.name {
         request.env.insert("KERNEL_USERNAME".to_owned(), owner.clone());
     }
-    request.owner = owner;
+    request.owner.clone_from(&user.name);
     request.working_dir = env.working_dir.or_else(|| {
         let root = options.root_dir.as_deref()?;
         environment::dir_of(root, &path?)

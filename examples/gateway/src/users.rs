@@ -1,18 +1,75 @@
-//! Kernelspecs that restrict their users: `authorized_users` and `unauthorized_users` in the `config` of
-//! `metadata.process_proxy` (Enterprise Gateway) or `metadata.kernel_provisioner` (`jupyter_client`).
+//! Kernelspecs that restrict their users: `authorized_users`, `unauthorized_users`, `authorized_groups` and
+//! `unauthorized_groups` in `metadata.kernelmux`, and the first two in the `config` of `metadata.process_proxy`
+//! (Enterprise Gateway) or `metadata.kernel_provisioner` (`jupyter_client`).
+
+use std::sync::Arc;
 
 use jupyter_protocol::InstalledKernelspec;
 use serde_json::Value;
 
-/// Whether the kernelspec allows this user. Names are compared exactly.
-pub(crate) fn may_use(spec: &InstalledKernelspec, user: &str) -> bool {
-    ["process_proxy", "kernel_provisioner"].iter().all(|stanza| {
-        let Some(config) = spec.spec.metadata.get(*stanza).and_then(|stanza| stanza.get("config")) else {
-            return true;
+use crate::GatewayOptions;
+use crate::error::ApiError;
+use crate::group_rules::Memberships;
+use crate::identity::Identity;
+
+/// The user whose kernel a request concerns, with the rules of their groups.
+pub(crate) struct KernelUser {
+    /// `None` if the request names none.
+    pub(crate) name: Option<String>,
+    options: Arc<GatewayOptions>,
+    groups: Vec<String>,
+}
+
+impl KernelUser {
+    /// The user that a request of the caller is for. The groups of another user are known if the file of users has them.
+    pub(crate) fn new(options: Arc<GatewayOptions>, caller: &Identity, name: Option<String>) -> Self {
+        let groups = match &name {
+            Some(name) if !caller.is(Some(name)) => {
+                let users = options.users.as_ref();
+                users.and_then(|users| users.groups_of(name)).unwrap_or_default()
+            }
+            _ => caller.groups.clone(),
         };
-        let authorized = names(config.get("authorized_users"));
-        let unauthorized = names(config.get("unauthorized_users"));
-        !unauthorized.contains(&user) && (authorized.is_empty() || authorized.contains(&user))
+        Self { name, options, groups }
+    }
+
+    /// The user's groups that have rules.
+    pub(crate) fn memberships(&self) -> Memberships<'_> {
+        Memberships::new(&self.options.groups, &self.groups)
+    }
+
+    /// Whether the user may use the kernelspec with this name.
+    pub(crate) fn may_use(&self, name: &str, spec: &InstalledKernelspec) -> bool {
+        let allows_user = self.name.as_deref().is_none_or(|user| allows(spec, user, &self.groups));
+        allows_user && self.memberships().allow_spec(name)
+    }
+
+    /// The refusal of this kernelspec.
+    pub(crate) fn refusal(&self, spec: &str) -> ApiError {
+        let name = self.name.as_deref().unwrap_or("the user");
+        ApiError::forbidden(format!("{name} may not use the kernelspec {spec}"))
+    }
+}
+
+/// Whether the kernelspec allows this user, who is in these groups. Names are compared exactly.
+fn allows(spec: &InstalledKernelspec, user: &str, groups: &[String]) -> bool {
+    let metadata = &spec.spec.metadata;
+    let config = |stanza: &str| metadata.get(stanza)?.get("config");
+    [
+        metadata.get("kernelmux"),
+        config("process_proxy"),
+        config("kernel_provisioner"),
+    ]
+    .into_iter()
+    .flatten()
+    .all(|rules| {
+        let is_named = |users: &str, groups_key: &str| {
+            let (users, of_groups) = (names(rules.get(users)), names(rules.get(groups_key)));
+            let is_in_group = || groups.iter().any(|group| of_groups.contains(&group.as_str()));
+            (!users.is_empty() || !of_groups.is_empty()).then(|| users.contains(&user) || is_in_group())
+        };
+        let is_unauthorized = is_named("unauthorized_users", "unauthorized_groups").unwrap_or(false);
+        !is_unauthorized && is_named("authorized_users", "authorized_groups").unwrap_or(true)
     })
 }
 
@@ -44,7 +101,7 @@ mod tests {
                 spec,
                 resource_dir: "/".into(),
             };
-            may_use(&installed, user)
+            allows(&installed, user, &["staff".to_owned()])
         };
         for stanza in ["process_proxy", "kernel_provisioner"] {
             let config = |config: Value| json!({stanza: {"config": config}});
@@ -65,6 +122,18 @@ mod tests {
             ] {
                 assert!(may(config(open), "eve"));
             }
+        }
+        for (rules, expected) in [
+            (json!({"authorized_groups": ["staff"]}), true),
+            (json!({"authorized_groups": ["other"]}), false),
+            (json!({"authorized_groups": ["other"], "authorized_users": "eve"}), true),
+            (
+                json!({"unauthorized_groups": "staff", "authorized_users": "eve"}),
+                false,
+            ),
+            (json!({"unauthorized_groups": "other"}), true),
+        ] {
+            assert_eq!(may(json!({"kernelmux": rules}), "eve"), expected, "{rules}");
         }
         assert!(may(json!({}), "eve") && may(json!({"process_proxy": 7}), "eve"));
     }

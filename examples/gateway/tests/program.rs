@@ -1,75 +1,14 @@
 //! The program: its flags, its output and its exit status. `tests/e2e` tests signals and kernels that outlive it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/program.rs"]
+mod program;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-/// The program with an empty environment, except for a home and kernelspecs in `data_dir`.
-fn gateway(data_dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kernelmux-gateway"));
-    command.env_clear().env("HOME", data_dir).env("JUPYTER_PATH", data_dir);
-    command
-        .args(["--data-dir", data_dir.join("data").to_str().unwrap()])
-        .args(args);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-fn run(data_dir: &Path, args: &[&str]) -> Output {
-    gateway(data_dir, args).output().unwrap()
-}
-
-/// Checks the exit status of a failed start, and returns its one line on standard error.
-#[track_caller]
-fn error_line(output: &Output, status: i32) -> String {
-    let error = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(status), "{error}");
-    assert!(output.stdout.is_empty());
-    assert_eq!(error.lines().count(), 1, "{error}");
-    error
-}
-
-/// A running gateway with the first two lines of its output, killed on drop.
-struct Running {
-    child: Child,
-    lines: Vec<String>,
-}
-
-impl Running {
-    fn start(data_dir: &Path, args: &[&str]) -> Self {
-        let mut child = gateway(data_dir, args).spawn().unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let lines = (0..2).map(|_| {
-            let mut line = String::new();
-            out.read_line(&mut line).unwrap();
-            line.trim_end().to_owned()
-        });
-        let lines = lines.collect();
-        Self { child, lines }
-    }
-
-    /// Ends the gateway with SIGINT and returns its log.
-    fn interrupt(&mut self) -> String {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        assert!(self.child.wait().unwrap().success());
-        let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        log
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use program::{Running, error_line, gateway, run};
 
 #[test]
 fn invalid_flags_print_one_line_and_exit_with_status_2() {

@@ -11,7 +11,7 @@ use futures::{SinkExt, StreamExt};
 use hyper::body::Bytes;
 use kernel_provider::fake::FakeSpec;
 use kernel_provider::{ExitCause, LaunchError};
-use kernelmux_gateway::{Access, GatewayOptions, Role, Users, UsersFile};
+use kernelmux_gateway::{Access, GatewayOptions, Role, Token, Users, UsersFile};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -494,4 +494,48 @@ async fn a_gateway_can_have_only_users() {
     }
     let query = format!("/api?token={}", token.reveal());
     assert_eq!(served.send_with_headers("GET", &query, &[], "").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_token_ends_its_streams_and_no_others() {
+    let team = Team::start().await;
+    let kernel = team.start_kernel("user").await;
+    let socket = connect(&team, "shared", &kernel, "v1.kernel.websocket.jupyter.org").await;
+    let socket = socket.unwrap();
+    let mut own = connect(&team, "user", &kernel, "v1.kernel.websocket.jupyter.org")
+        .await
+        .unwrap();
+    let path = format!("/api/kernels/{kernel}/log");
+    let events = follow(&team, "shared", &path).await;
+    let began = Instant::now();
+    let gateway = &team.served.gateway;
+    let mut options = (*gateway.options()).clone();
+    // Other options, and the same token, end nothing.
+    options.list_kernels = false;
+    gateway.set_options(options.clone());
+    assert_eq!(team.get("shared", "/api/kernels").await.status, 403);
+    assert_eq!(team.get("shared", &format!("/api/kernels/{kernel}")).await.status, 200);
+    options.access = Access::Token(Token::new("another-token").unwrap());
+    gateway.set_options(options);
+    until_closed(socket).await;
+    until_end(events).await;
+    assert!(began.elapsed() < REVOKED_WITHIN, "{:?}", began.elapsed());
+    assert_eq!(team.get("shared", &path).await.status, 401);
+    let headers = [("authorization", "token another-token")];
+    let with_new = team
+        .served
+        .send_with_headers("GET", "/api", &headers, Bytes::new())
+        .await;
+    assert_eq!(with_new.status, 200);
+    // The user's connection goes on.
+    own.send(Message::Ping("x".into())).await.unwrap();
+    let pong = async {
+        while let Some(message) = own.next().await {
+            if matches!(message.unwrap(), Message::Pong(_)) {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(timeout(DEADLINE, pong).await.unwrap());
 }

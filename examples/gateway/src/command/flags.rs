@@ -1,4 +1,3 @@
-use std::ffi::OsString;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
@@ -6,12 +5,13 @@ use std::path::PathBuf;
 
 use axum::http::{HeaderName, Method};
 use clap::builder::BoolishValueParser;
-use clap::error::ErrorKind;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use kernelmux_gateway::{Access, AllowOrigin, BaseUrl, Token};
 use tracing_subscriber::EnvFilter;
 
 use super::announce::TokenSource;
+use super::config_command::ConfigCommand;
+use super::enterprise_gateway;
 use super::kubernetes::KubernetesFlags;
 use super::sign_in::SignInFlags;
 use super::user::UserCommand;
@@ -19,10 +19,19 @@ use super::user::UserCommand;
 /// Serves the Jupyter kernels of this machine or of a cluster to JupyterLab and other clients, in place of Enterprise
 /// Gateway.
 ///
-/// Each flag is also an environment variable, such as KERNELMUX_PORT for --port.
+/// Each flag is also an environment variable, such as KERNELMUX_PORT for --port, and a key of the configuration file,
+/// such as port. A flag overrides the variable, and both override the file.
 #[derive(Debug, Parser)]
 #[command(name = "kernelmux-gateway", version)]
 pub(super) struct Flags {
+    /// A configuration file in TOML
+    #[arg(long, env = "KERNELMUX_CONFIG", value_name = "PATH", global = true)]
+    pub(super) config: Option<PathBuf>,
+    /// Also use the environment variables of Enterprise Gateway (EG_* and KG_*) and, if a path is given, its
+    /// configuration file (.json or .py); all other sources override them
+    #[arg(long, env = "KERNELMUX_FROM_ENTERPRISE_GATEWAY", value_name = "PATH", global = true, num_args = 0..=1,
+          require_equals = true, default_missing_value = enterprise_gateway::ENVIRONMENT)]
+    pub(super) from_enterprise_gateway: Option<enterprise_gateway::Origin>,
     /// The address to listen on
     #[arg(long, env = "KERNELMUX_IP", default_value = "127.0.0.1", value_parser = parse_ip)]
     pub(super) ip: IpAddr,
@@ -32,10 +41,10 @@ pub(super) struct Flags {
     /// The token that clients need [default: a random one, or none if users authenticate in another way]. Other users of this machine can read flags, so prefer the
     /// environment variable or --token-file
     #[arg(long, env = "KERNELMUX_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    pub(super) token: Option<String>,
     /// A file that contains only the token
-    #[arg(long, env = "KERNELMUX_TOKEN_FILE", value_name = "PATH", conflicts_with = "token")]
-    token_file: Option<PathBuf>,
+    #[arg(long, env = "KERNELMUX_TOKEN_FILE", value_name = "PATH")]
+    pub(super) token_file: Option<PathBuf>,
     /// Disable authentication
     #[arg(long, env = "KERNELMUX_NO_AUTH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     no_auth: bool,
@@ -95,6 +104,13 @@ pub(super) struct Flags {
     /// Also end busy kernels
     #[arg(long, env = "KERNELMUX_CULL_BUSY", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub(super) cull_busy: bool,
+    /// End kernels at this age, in seconds, even if they are busy; 0 never does
+    #[arg(long, env = "KERNELMUX_CULL_MAX_AGE", default_value_t = 0, value_name = "SECONDS")]
+    pub(super) cull_max_age: u64,
+    /// How long before the end of a kernel its connected clients are warned, in seconds; 0 for no warning
+    #[arg(long, env = "KERNELMUX_CULL_WARNING", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(..=24 * 60 * 60))]
+    pub(super) cull_warning: u64,
     /// The most kernels at a time [default: no limit]
     #[arg(long, env = "KERNELMUX_MAX_KERNELS", value_name = "NUMBER")]
     pub(super) max_kernels: Option<NonZeroUsize>,
@@ -137,11 +153,11 @@ pub(super) struct Flags {
     pub(super) log_max_mib: u64,
     /// MiB of all logs together; beyond that, logs of kernels that have ended are dropped, the oldest first, and then
     /// the oldest entries of the largest logs [default: no limit]
-    #[arg(long, env = "KERNELMUX_LOG_QUOTA", value_name = "MIB", conflicts_with = "log_nats",
+    #[arg(long, env = "KERNELMUX_LOG_QUOTA", value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(super) log_quota: Option<u64>,
     /// The same for the logs of each user [default: no limit]
-    #[arg(long, env = "KERNELMUX_LOG_QUOTA_PER_USER", value_name = "MIB", conflicts_with = "log_nats",
+    #[arg(long, env = "KERNELMUX_LOG_QUOTA_PER_USER", value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(super) log_quota_per_user: Option<u64>,
     /// How long to keep an entry of a kernel's log, in seconds; 0 for no limit
@@ -169,15 +185,18 @@ pub(super) struct Flags {
     #[command(flatten)]
     pub(super) kubernetes: KubernetesFlags,
     #[command(subcommand)]
-    command: Option<Command>,
+    pub(super) subcommand: Option<Subcommands>,
 }
 
 /// What to do instead of serving kernels.
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Subcommands {
     /// Make, list and remove users
     #[command(subcommand)]
     User(UserCommand),
+    /// Check and show the settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
 }
 
 /// Quiets libraries that the filter does not name.
@@ -203,37 +222,7 @@ pub(super) enum OnTerminate {
     Stop,
 }
 
-/// The result of parsing the command line.
-pub(super) enum Parsed {
-    /// Run with these flags.
-    Flags(Box<Flags>),
-    /// Print this text, such as the help.
-    Answer(String),
-    /// Change the users in this file, or list them.
-    User(UserCommand, Option<PathBuf>),
-}
-
 impl Flags {
-    /// Parses the command line and the environment; an error is one line.
-    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, String> {
-        let mut flags = match Self::try_parse_from(args) {
-            Ok(flags) => flags,
-            Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-                return Ok(Parsed::Answer(error.render().to_string()));
-            }
-            Err(error) => return Err(one_line(&error)),
-        };
-        if let Some(Command::User(command)) = flags.command.take() {
-            return Ok(Parsed::User(command, flags.sign_in.users_file));
-        }
-        flags.read_token_file()?;
-        // Validates everything before anything is set up.
-        flags.access()?;
-        flags.allow_origin()?;
-        flags.log_filter()?;
-        Ok(Parsed::Flags(Box::new(flags)))
-    }
-
     /// Access control.
     pub(super) fn access(&self) -> Result<Access, String> {
         match (&self.token, self.no_auth) {
@@ -256,9 +245,13 @@ impl Flags {
         }
     }
 
-    /// Reads the token file once, because it may be a pipe.
-    fn read_token_file(&mut self) -> Result<(), String> {
+    /// Reads the token file. A pipe can be read only once, so its token is that of `before`.
+    pub(super) fn read_token_file(&mut self, before: Option<(PathBuf, String)>) -> Result<(), String> {
         if let Some(path) = &self.token_file {
+            if let Some((_, token)) = before.filter(|(before, _)| before == path && !path.is_file()) {
+                self.token = Some(token);
+                return Ok(());
+            }
             let text =
                 std::fs::read_to_string(path).map_err(|error| format!("--token-file {}: {error}", path.display()))?;
             self.token = Some(text.trim_end_matches(['\r', '\n']).to_owned());
@@ -307,26 +300,23 @@ fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
         .ok_or_else(|| "it must be two ports, such as 40000..50000, with room for a kernel's five ports".to_owned())
 }
 
-/// The first paragraph of clap's error.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    let words: Vec<&str> = first.split_whitespace().collect();
-    let line = words.join(" ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line);
-    format!("{line}; --help lists the flags")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
+    use super::super::settings::{self, Request};
     use super::*;
 
-    fn parse(args: &[&str]) -> Result<Box<Flags>, String> {
-        let args = std::iter::once("kernelmux-gateway").chain(args.iter().copied());
-        match Flags::parse(args.map(OsString::from))? {
-            Parsed::Flags(flags) => Ok(flags),
-            Parsed::Answer(text) => Err(text),
-            Parsed::User(command, file) => Err(format!("{command:?} {file:?}")),
+    fn parse(args: &[&str]) -> Result<Flags, String> {
+        let args: Vec<_> = std::iter::once("kernelmux-gateway")
+            .chain(args.iter().copied())
+            .map(OsString::from)
+            .collect();
+        match settings::read(&args)? {
+            Request::Run(settings) => Ok(settings.flags),
+            Request::Print(text) => Err(text),
+            Request::User(command, file) => Err(format!("{command:?} {file:?}")),
+            Request::Config(command, _) => Err(format!("{command:?}")),
         }
     }
 

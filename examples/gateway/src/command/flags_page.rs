@@ -4,9 +4,9 @@
 
 use std::fmt::Write;
 
-use clap::{Arg, CommandFactory};
+use clap::Arg;
 
-use super::flags::Flags;
+use super::settings::{definition, is_switch};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/flags.md");
 
@@ -15,8 +15,9 @@ const HEAD: &str = "\
 
 # All flags
 
-Each flag of `kernelmux-gateway` is also an environment variable; the flag wins. `kernelmux-gateway --help` prints the
-same texts. [Running the gateway](gateway.md) explains the more important ones.
+Each flag of `kernelmux-gateway` is also an environment variable, and a key of the [configuration file](configuration.md)
+without its dashes. A flag overrides the variable, and both override the file. `kernelmux-gateway --help` prints the same
+texts. [Running the gateway](gateway.md) explains the more important ones.
 ";
 
 #[test]
@@ -35,7 +36,7 @@ fn the_book_lists_every_flag() {
 fn page() -> String {
     let mut page = HEAD.to_owned();
     let mut heading = None;
-    for arg in Flags::command().get_arguments() {
+    for arg in definition().get_arguments() {
         if page == HEAD || arg.get_help_heading() != heading {
             heading = arg.get_help_heading();
             let title = heading.map_or(String::new(), |heading| format!("\n## {heading}\n"));
@@ -48,7 +49,7 @@ fn page() -> String {
 
 fn row(arg: &Arg) -> String {
     let flag = arg.get_long().unwrap();
-    let takes_value = arg.get_action().takes_values();
+    let takes_value = !is_switch(arg);
     let values: Vec<_> = if takes_value {
         arg.get_possible_values()
     } else {

@@ -13,21 +13,11 @@ pub(super) struct KubernetesFlags {
     #[arg(long, env = "KERNELMUX_KUBERNETES_NAMESPACE", value_name = "NAME")]
     pub(super) kubernetes_namespace: Option<String>,
     /// The image of kernelspecs that name none
-    #[arg(
-        long,
-        env = "KERNELMUX_KUBERNETES_IMAGE",
-        value_name = "IMAGE",
-        requires = "kubernetes_namespace"
-    )]
+    #[arg(long, env = "KERNELMUX_KUBERNETES_IMAGE", value_name = "IMAGE")]
     kubernetes_image: Option<String>,
     /// The image with the program kernelmux-agent, which starts each kernel in its pod and records it while no gateway runs
     /// [default: kernels are started directly]
-    #[arg(
-        long,
-        env = "KERNELMUX_AGENT_IMAGE",
-        value_name = "IMAGE",
-        requires = "kubernetes_namespace"
-    )]
+    #[arg(long, env = "KERNELMUX_AGENT_IMAGE", value_name = "IMAGE")]
     pub(super) agent_image: Option<String>,
     /// What users may set with KERNEL_* variables, separated by commas: some of cpus, memory, gpus, working-dir, image,
     /// user-id, service-account, volumes

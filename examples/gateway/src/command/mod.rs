@@ -1,45 +1,52 @@
 //! The program: its flags, setup, first output and end.
 
 mod announce;
+mod config_command;
+mod config_file;
 mod data_dir;
+mod enterprise_gateway;
 mod flags;
 #[cfg(test)]
 mod flags_page;
 mod kubernetes;
+mod reload;
 mod run;
+mod settings;
 mod sign_in;
 mod user;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use flags::{Flags, Parsed};
+use settings::Request;
 
-/// Exit code for invalid flags.
-const WRONG_FLAGS: u8 = 2;
+/// Exit code for invalid settings.
+const WRONG_SETTINGS: u8 = 2;
 
 pub(crate) fn main() -> ExitCode {
-    let flags = match Flags::parse(std::env::args_os()) {
-        Ok(Parsed::Flags(flags)) => flags,
-        Ok(Parsed::Answer(text)) => {
+    let args: Vec<_> = std::env::args_os().collect();
+    let ended = match settings::read(&args) {
+        Err(message) => return fail(&message, WRONG_SETTINGS),
+        Ok(Request::Print(text)) => {
             // The reader may have closed the pipe.
             let _ = write!(std::io::stdout(), "{text}");
-            return ExitCode::SUCCESS;
+            Ok(())
         }
-        Ok(Parsed::User(command, users_file)) => {
-            let text = user::run(command, users_file.as_deref());
-            // The token is shown only once, so a failure to print it is an error.
-            let printed = text.and_then(|text| {
-                write!(std::io::stdout(), "{text}").map_err(|error| format!("cannot print the answer: {error}"))
-            });
-            return printed.map_or_else(|message| fail(&message, 1), |()| ExitCode::SUCCESS);
+        Ok(Request::User(command, users_file)) => {
+            user::run(command, users_file.as_deref()).and_then(|text| print(&text))
         }
-        Err(message) => return fail(&message, WRONG_FLAGS),
+        Ok(Request::Config(command, settings)) => match config_command::run(command, &settings) {
+            Ok(text) => print(&text),
+            Err(message) => return fail(&message, WRONG_SETTINGS),
+        },
+        Ok(Request::Run(settings)) => run::run(settings, args).map_err(|error| error.to_string()),
     };
-    match run::run(*flags) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error.to_string(), 1),
-    }
+    ended.map_or_else(|message| fail(&message, 1), |()| ExitCode::SUCCESS)
+}
+
+/// Prints a text that is not shown again, so a failure is an error.
+fn print(text: &str) -> Result<(), String> {
+    write!(std::io::stdout(), "{text}").map_err(|error| format!("cannot print the answer: {error}"))
 }
 
 fn fail(message: &str, status: u8) -> ExitCode {

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,17 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::announce::announce;
 use super::data_dir::{self, DataDir};
 use super::flags::{Flags, LogDurability, OnTerminate};
+use super::reload::Reloader;
+use super::settings::Settings;
 
 /// How long the gateway waits for its kernels to end before it exits.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -34,14 +41,18 @@ const OPEN_FILES: u64 = 65_536;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Runs the gateway until a signal ends it.
-pub(super) fn run(flags: Flags) -> Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(flags.log_filter()?)
+pub(super) fn run(settings: Box<Settings>, args: Vec<OsString>) -> Result<()> {
+    let flags = &settings.flags;
+    let (filter, filter_handle) = reload::Layer::new(flags.log_filter()?);
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         // A line that cannot be written would be reported with `eprintln!`, which panics for the same reason.
-        .log_internal_errors(false)
-        .init();
+        .log_internal_errors(false);
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    for warning in &settings.warnings {
+        warn!("{warning}");
+    }
     raise_open_files();
     keep_memory_private();
     let runtime = Builder::new_multi_thread().enable_all().build()?;
@@ -50,11 +61,24 @@ pub(super) fn run(flags: Flags) -> Result<()> {
         .thread_name("recorder")
         .enable_all()
         .build()?;
+    let on_terminate = flags.on_terminate;
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen()?;
+        let hang_up = signal(SignalKind::hangup())?;
         tokio::select! {
-            running = Running::start(&flags, recorders.handle()) => {
-                running?.until_signalled(&mut signals, flags.on_terminate).await;
+            running = Running::start(&settings, recorders.handle()) => {
+                let running = running?;
+                let reloader = Reloader {
+                    args,
+                    settings,
+                    manager: running.manager.clone(),
+                    gateway: running.gateway.clone(),
+                    filter: filter_handle,
+                    last_error: None,
+                };
+                let reloading = AbortOnDropHandle::new(tokio::spawn(reloader.run(hang_up)));
+                running.until_signalled(&mut signals, on_terminate).await;
+                drop(reloading);
             }
             _ = signals.next() => {}
         }
@@ -76,7 +100,6 @@ enum EndSignal {
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    hang_up: Signal,
 }
 
 impl Signals {
@@ -84,18 +107,14 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
-    /// Waits for the next signal that ends the gateway. A hangup does not end it.
+    /// Waits for the next signal that ends the gateway.
     async fn next(&mut self) -> EndSignal {
-        loop {
-            tokio::select! {
-                _ = self.interrupt.recv() => return EndSignal::Interrupt,
-                _ = self.terminate.recv() => return EndSignal::Terminate,
-                _ = self.hang_up.recv() => info!("SIGHUP changes nothing: there is no configuration to reload"),
-            }
+        tokio::select! {
+            _ = self.interrupt.recv() => EndSignal::Interrupt,
+            _ = self.terminate.recv() => EndSignal::Terminate,
         }
     }
 }
@@ -108,7 +127,8 @@ struct Running {
 }
 
 impl Running {
-    async fn start(flags: &Flags, recorders: &Handle) -> Result<Self> {
+    async fn start(settings: &Settings, recorders: &Handle) -> Result<Self> {
+        let flags = &settings.flags;
         let wanted = SocketAddr::new(flags.ip, flags.port);
         let listener = TcpListener::bind(wanted)
             .await
@@ -120,9 +140,10 @@ impl Running {
         };
         let data_dir = DataDir::take(data_dir)?;
         // Wrong flags and files are refused before kernels are attached.
-        let mut options = options(flags, flags.access()?)?;
+        let mut options = GatewayOptions::new(flags.access()?);
+        gateway_options(settings, &mut options)?;
         flags.sign_in.apply(&mut options)?;
-        let manager = manager(flags, &data_dir, recorders).await?;
+        let manager = manager(settings, &data_dir, recorders).await?;
         let restored = manager.restore().await;
 
         announce(
@@ -183,7 +204,8 @@ impl Running {
 }
 
 /// Creates the manager for kernels of this machine or of a cluster, and for their logs.
-async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Result<Manager> {
+async fn manager(settings: &Settings, data_dir: &DataDir, recorders: &Handle) -> Result<Manager> {
+    let flags = &settings.flags;
     let mut log_options = log_options(flags);
     let (spool_bytes, orphan_timeout) = (flags.agent_spool_mib << 20, orphan_timeout(flags));
     let (provider, has_agents): (Arc<dyn KernelProvider>, _) =
@@ -202,9 +224,16 @@ async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Resul
     let store = log_store(flags, data_dir).await?;
     let logs = Logs::new(store, log_options)?;
     let mut options = ManagerOptions::default();
-    if let Some(name) = &flags.default_kernel {
-        options.default_spec = Some(name.clone());
-    }
+    manager_options(settings, &mut options);
+    options.message_memory = flags.message_memory_mib << 20;
+    options.recorder_runtime = Some(recorders.clone());
+    Ok(Manager::new(vec![provider], logs, options))
+}
+
+/// Sets the manager's options that can change while it runs.
+pub(super) fn manager_options(settings: &Settings, options: &mut ManagerOptions) {
+    let flags = &settings.flags;
+    options.default_spec.clone_from(&flags.default_kernel);
     options.max_kernels = flags.max_kernels.map(usize::from);
     options.max_kernels_per_owner = flags.max_kernels_per_user.map(usize::from);
     options.log_retention = Duration::from_secs(flags.log_retention);
@@ -212,9 +241,12 @@ async fn manager(flags: &Flags, data_dir: &DataDir, recorders: &Handle) -> Resul
     options.culling.interval = Duration::from_secs(flags.cull_interval);
     options.culling.connected = flags.cull_connected;
     options.culling.busy = flags.cull_busy;
-    options.message_memory = flags.message_memory_mib << 20;
-    options.recorder_runtime = Some(recorders.clone());
-    Ok(Manager::new(vec![provider], logs, options))
+    options.culling.max_age = Duration::from_secs(flags.cull_max_age);
+    options.culling.warning = Duration::from_secs(flags.cull_warning);
+    let groups = settings.groups.iter();
+    options.groups = groups
+        .map(|(name, rules)| (name.clone(), rules.for_manager()))
+        .collect();
 }
 
 /// Opens the provider for kernels as processes of this machine.
@@ -306,9 +338,11 @@ fn is_secret(name: &str) -> bool {
     name.ends_with("_AUTH_TOKEN") || name.starts_with("KERNELMUX_") || matches!(name, "JUPYTER_TOKEN" | "JPY_API_TOKEN")
 }
 
-fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
-    let is_open = matches!(access, Access::Open);
-    let mut options = GatewayOptions::new(access);
+/// Sets the gateway's options but for how clients authenticate.
+pub(super) fn gateway_options(settings: &Settings, options: &mut GatewayOptions) -> std::result::Result<(), String> {
+    let flags = &settings.flags;
+    let is_open = matches!(options.access, Access::Open);
+    options.groups.clone_from(&settings.groups);
     options.base_url = flags.base_url.clone();
     options.allow_origin = flags.allow_origin()?;
     options.cors.allow_credentials = flags.allow_credentials;
@@ -326,7 +360,7 @@ fn options(flags: &Flags, access: Access) -> Result<GatewayOptions> {
         Some(_) => None,
         None => std::env::current_dir().ok(),
     };
-    Ok(options)
+    Ok(())
 }
 
 /// The user that runs the gateway, who owns the kernels of clients that name no user.

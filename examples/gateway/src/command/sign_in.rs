@@ -15,10 +15,10 @@ pub(super) struct SignInFlags {
     #[arg(long, env = "KERNELMUX_USERS_FILE", value_name = "PATH", global = true)]
     pub(super) users_file: Option<PathBuf>,
     /// Accept tokens of this OpenID Connect issuer; write it as in the tokens' claim iss
-    #[arg(long, env = "KERNELMUX_OIDC_ISSUER", value_name = "URL", requires = "oidc_audience")]
+    #[arg(long, env = "KERNELMUX_OIDC_ISSUER", value_name = "URL")]
     oidc_issuer: Option<String>,
     /// The audience that the issuer's tokens must name in the claim aud
-    #[arg(long, env = "KERNELMUX_OIDC_AUDIENCE", value_name = "NAME", requires = "oidc_issuer")]
+    #[arg(long, env = "KERNELMUX_OIDC_AUDIENCE", value_name = "NAME")]
     oidc_audience: Option<String>,
     /// The claim with the user's name
     #[arg(long, env = "KERNELMUX_OIDC_USER_CLAIM", default_value = "sub", value_name = "CLAIM")]
@@ -36,38 +36,17 @@ pub(super) struct SignInFlags {
     jupyterhub_api: Option<String>,
     /// The gateway's name as a service of the JupyterHub: only tokens with the scope access:services or
     /// access:services!service=NAME are accepted
-    #[arg(
-        long,
-        env = "KERNELMUX_JUPYTERHUB_SERVICE",
-        value_name = "NAME",
-        requires = "jupyterhub_api"
-    )]
+    #[arg(long, env = "KERNELMUX_JUPYTERHUB_SERVICE", value_name = "NAME")]
     jupyterhub_service: Option<String>,
     /// The header in which a proxy names the user, such as X-Forwarded-User
-    #[arg(
-        long,
-        env = "KERNELMUX_TRUSTED_HEADER",
-        value_name = "NAME",
-        requires = "trusted_proxy"
-    )]
+    #[arg(long, env = "KERNELMUX_TRUSTED_HEADER", value_name = "NAME")]
     trusted_header: Option<HeaderName>,
     /// The header in which the proxy names the user's groups, separated by commas
-    #[arg(
-        long,
-        env = "KERNELMUX_TRUSTED_GROUPS_HEADER",
-        value_name = "NAME",
-        requires = "trusted_header"
-    )]
+    #[arg(long, env = "KERNELMUX_TRUSTED_GROUPS_HEADER", value_name = "NAME")]
     trusted_groups_header: Option<HeaderName>,
     /// The proxy's addresses, such as 10.1.2.0/24, separated by commas; all who can send requests from them can act as
     /// any user
-    #[arg(
-        long,
-        env = "KERNELMUX_TRUSTED_PROXY",
-        value_delimiter = ',',
-        value_name = "CIDR",
-        requires = "trusted_header"
-    )]
+    #[arg(long, env = "KERNELMUX_TRUSTED_PROXY", value_delimiter = ',', value_name = "CIDR")]
     trusted_proxy: Vec<IpNet>,
     /// The roles of groups of an issuer, a JupyterHub or a proxy, such as platform=operator, separated by commas; the
     /// first one that a user is in decides, and others have the role user
@@ -78,7 +57,7 @@ pub(super) struct SignInFlags {
         value_name = "GROUP=ROLE",
         value_parser = parse_group_role
     )]
-    group_roles: Vec<(String, Role)>,
+    pub(super) group_roles: Vec<(String, Role)>,
 }
 
 impl SignInFlags {

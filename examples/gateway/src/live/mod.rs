@@ -168,7 +168,7 @@ async fn share_of(
     token: &str,
     address: Option<Extension<ClientAddress>>,
 ) -> Result<Share, Box<Response>> {
-    if !gateway.options.allow_shares {
+    if !gateway.options().allow_shares {
         return Err(Box::new(html(StatusCode::NOT_FOUND, REFUSED)));
     }
     // Another kernel may have started with the id of a shared one.

@@ -63,7 +63,7 @@ impl Viewer {
 
     /// Sends the events until the end, or until the viewer is gone or has read nothing for the gateway's write timeout.
     pub(super) async fn run(mut self, to: mpsc::Sender<Bytes>) {
-        let deadline = self.gateway.options.write_deadline;
+        let deadline = self.gateway.options().write_deadline;
         loop {
             let event = tokio::select! {
                 event = self.next() => event,

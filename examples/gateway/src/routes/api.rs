@@ -39,7 +39,7 @@ pub(super) async fn version(State(gateway): State<Arc<Gateway>>) -> Json<Version
         gateway_version: version,
         kernelmux: Kernelmux {
             version: VERSION,
-            features: features(&gateway.options),
+            features: features(&gateway.options()),
         },
     })
 }

@@ -301,7 +301,8 @@ pub(super) fn unreadable(error: ReadError) -> ApiError {
 
 fn address(gateway: &Gateway, id: &str, msg_id: &str) -> String {
     let escaped = utf8_percent_encode(msg_id, ESCAPED);
-    let prefix = gateway.options.base_url.prefix();
+    let options = gateway.options();
+    let prefix = options.base_url.prefix();
     format!("{prefix}/api/kernels/{id}/executions/{escaped}")
 }
 

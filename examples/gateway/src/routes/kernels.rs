@@ -45,7 +45,7 @@ pub(crate) fn not_found(id: &str) -> ApiError {
 
 /// 403 if kernels, sessions and logs may not be listed.
 pub(super) fn may_list(gateway: &Gateway) -> Result<(), ApiError> {
-    if gateway.options.list_kernels {
+    if gateway.options().list_kernels {
         Ok(())
     } else {
         Err(ApiError::forbidden("listing is disabled; ask for a kernel by its id"))
@@ -144,7 +144,7 @@ pub(super) async fn start(
     let kernel = start::start(&gateway, &caller, body.read()?)
         .await
         .map_err(|no_kernel| no_kernel.into_api_error(StatusCode::BAD_REQUEST))?;
-    let location = format!("{}/api/kernels/{}", gateway.options.base_url.prefix(), kernel.id());
+    let location = format!("{}/api/kernels/{}", gateway.options().base_url.prefix(), kernel.id());
     Ok((
         StatusCode::CREATED,
         [(header::LOCATION, location)],

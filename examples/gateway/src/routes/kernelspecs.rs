@@ -17,8 +17,9 @@ use utoipa::{IntoParams, ToSchema};
 use crate::Gateway;
 use crate::error::ApiError;
 use crate::identity::Caller;
+use crate::identity::Identity;
 use crate::model::one_of;
-use crate::users::may_use;
+use crate::users::KernelUser;
 
 /// Largest resource in bytes.
 const MAX_RESOURCE: u64 = 16 << 20;
@@ -113,21 +114,27 @@ fn not_found(name: &str) -> ApiError {
     ApiError::not_found(format!("Kernel spec {shown} not found"))
 }
 
-/// The kernelspec and its name, if this user may use it.
-fn find(gateway: &Gateway, name: &str, user: Option<&str>) -> Result<InstalledKernelspec, ApiError> {
+/// The kernelspec and its name, if the user may use it.
+fn find(gateway: &Gateway, name: &str, user: &KernelUser) -> Result<InstalledKernelspec, ApiError> {
     let (name, mut spec) = gateway.manager.find_spec(name).map_err(|error| match error {
         StartError::BrokenSpec { .. } => ApiError::not_found(error.to_string()),
         _ => not_found(name),
     })?;
-    if let Some(user) = user.filter(|user| !may_use(&spec, user)) {
-        return Err(ApiError::forbidden(format!("{user} may not use the kernelspec {name}")));
+    if !user.may_use(&name, &spec) {
+        return Err(user.refusal(&name));
     }
     spec.name = name;
     Ok(spec)
 }
 
+/// The user that the request is for, if it names the user `claimed`.
+fn user_of(gateway: &Gateway, caller: &Identity, claimed: Option<String>) -> Result<KernelUser, ApiError> {
+    let name = caller.acting_for(claimed)?;
+    Ok(KernelUser::new(gateway.options(), caller, name))
+}
+
 async fn model(gateway: &Gateway, spec: InstalledKernelspec) -> Result<Json<KernelspecModel>, ApiError> {
-    let prefix = gateway.options.base_url.prefix().to_owned();
+    let prefix = gateway.options().base_url.prefix().to_owned();
     Ok(Json(blocking(move || KernelspecModel::new(spec, &prefix)).await?))
 }
 
@@ -149,18 +156,16 @@ pub(super) async fn list(
     // With `KERNEL_USERNAME`, jupyter_server requests a single kernelspec here, by appending its name to the user's:
     // `?user=bob/python3`.
     if let Some((user, name)) = user.as_deref().and_then(|user| user.split_once('/')) {
-        let user = caller.acting_for(Some(user.to_owned()))?;
-        return Ok(model(&gateway, find(&gateway, name, user.as_deref())?)
-            .await?
-            .into_response());
+        let user = user_of(&gateway, &caller, Some(user.to_owned()))?;
+        return Ok(model(&gateway, find(&gateway, name, &user)?).await?.into_response());
     }
-    let user = caller.acting_for(user)?;
+    let user = user_of(&gateway, &caller, user)?;
     let specs = gateway.manager.specs();
-    let prefix = gateway.options.base_url.prefix().to_owned();
+    let prefix = gateway.options().base_url.prefix().to_owned();
     let kernelspecs = blocking(move || {
         specs
             .into_iter()
-            .filter(|(_, spec)| user.as_deref().is_none_or(|user| may_use(spec, user)))
+            .filter(|(name, spec)| user.may_use(name, spec))
             .map(|(name, mut spec)| {
                 name.clone_into(&mut spec.name);
                 (name, KernelspecModel::new(spec, &prefix))
@@ -192,8 +197,8 @@ pub(super) async fn one(
     Extension(caller): Caller,
     Query(UserQuery { user }): Query<UserQuery>,
 ) -> Result<Json<KernelspecModel>, ApiError> {
-    let user = caller.acting_for(user)?;
-    model(&gateway, find(&gateway, &name, user.as_deref())?).await
+    let user = user_of(&gateway, &caller, user)?;
+    model(&gateway, find(&gateway, &name, &user)?).await
 }
 
 /// A file of a kernelspec, such as its logo.
@@ -213,7 +218,8 @@ pub(super) async fn resource(
     Extension(caller): Caller,
     Path(ResourcePath { name, path }): Path<ResourcePath>,
 ) -> Result<Response, ApiError> {
-    let spec = find(&gateway, &name, caller.name.as_deref())?;
+    let user = KernelUser::new(gateway.options(), &caller, caller.name.clone());
+    let spec = find(&gateway, &name, &user)?;
     let missing = || ApiError::not_found("the kernelspec has no such resource; its model lists those that it has");
     let (content_type, data) = blocking(move || {
         let file = spec.resource(&path).ok()?;

@@ -63,7 +63,8 @@ pub(super) async fn me(
         }
     }
     granted.insert("updatable_fields".to_owned(), json!([]));
-    let name = caller.name.as_deref().or(gateway.options.default_owner.as_deref());
+    let options = gateway.options();
+    let name = caller.name.as_deref().or(options.default_owner.as_deref());
     let name = name.unwrap_or("anonymous");
     Ok(Json(Me {
         identity: Identity {

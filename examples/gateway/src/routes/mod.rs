@@ -35,7 +35,7 @@ use crate::{Gateway, auth, base_url, cors, error, limits, live, request_log, unr
 
 /// All routes, and their description.
 fn described_routes(gateway: &Arc<Gateway>) -> (Router<Arc<Gateway>>, OpenApi) {
-    let (routes, mut api) = OpenApiRouter::with_openapi(description::begin(&gateway.options.base_url))
+    let (routes, mut api) = OpenApiRouter::with_openapi(description::begin(&gateway.options().base_url))
         .routes(routes!(api::version))
         .routes(routes!(status::status))
         .routes(routes!(me::me))

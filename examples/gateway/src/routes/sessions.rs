@@ -248,7 +248,7 @@ pub(super) async fn create(
     })??;
     let model = session_model(&gateway, &session)
         .ok_or_else(|| ApiError::new(StatusCode::GONE, "the session's kernel has already ended"))?;
-    let location = format!("{}/api/sessions/{}", gateway.options.base_url.prefix(), session.id);
+    let location = format!("{}/api/sessions/{}", gateway.options().base_url.prefix(), session.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(model)).into_response())
 }
 

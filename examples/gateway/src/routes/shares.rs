@@ -109,7 +109,7 @@ impl From<&Share> for ShareModel {
 
 /// 404 if shares are turned off.
 fn if_allowed(gateway: &Gateway) -> Result<(), ApiError> {
-    if gateway.options.allow_shares {
+    if gateway.options().allow_shares {
         Ok(())
     } else {
         Err(ApiError::not_found("this gateway has no shares"))
@@ -186,7 +186,8 @@ pub(super) async fn create(
             };
             ApiError::new(status, error.to_string())
         })?;
-    let prefix = gateway.options.base_url.prefix();
+    let options = gateway.options();
+    let prefix = options.base_url.prefix();
     let location = format!("{prefix}/api/kernels/{}/shares/{}", kernel.id(), share.id);
     let made = ShareWithLink {
         share: (&share).into(),

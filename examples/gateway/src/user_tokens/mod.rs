@@ -8,26 +8,22 @@ mod token;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use argon2::Argon2;
 use argon2::password_hash::PasswordVerifier;
 use argon2::password_hash::phc::PasswordHash;
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use subtle::ConstantTimeEq;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::FileChanges;
 use crate::identity::Identity;
 use crate::keyed_hash::{KeyedHash, TokenHasher};
-use crate::replace_file::target;
 
 pub use file::{User, UsersFile, UsersFileError};
 pub use token::UserToken;
@@ -38,11 +34,6 @@ const MAX_HASHES: usize = 1;
 const HASH_WAIT: Duration = Duration::from_secs(5);
 /// After a wrong token, how long the next one of the same user waits.
 const WRONG_PAUSE: Duration = Duration::from_secs(1);
-/// Debounce time: a change of the file causes several events.
-const DEBOUNCE: Duration = Duration::from_millis(50);
-/// How often the gateway looks whether the file has changed, because network file systems report no changes.
-const POLL: Duration = Duration::from_secs(1);
-
 /// Too many tokens wait to be hashed.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Busy;
@@ -123,6 +114,13 @@ impl Users {
         kernel_provider::lock(&self.shared.users)
     }
 
+    /// The groups of the user with this name; `None` if there is none.
+    pub(crate) fn groups_of(&self, name: &str) -> Option<Vec<String>> {
+        let users = self.users();
+        let known = users.values().find(|known| known.user.name == name)?;
+        Some(known.user.groups.clone())
+    }
+
     /// Replaces the users. Those that are gone or changed are revoked.
     fn update(&self, listed: Vec<User>) {
         let mut users = self.users();
@@ -146,13 +144,11 @@ impl Users {
 
     /// Reads the file after each change, until the future is dropped. A file that is wrong changes nothing.
     pub(crate) async fn follow(self) {
-        let changed = Arc::new(Notify::new());
-        // Watched before it is read, so that changes in between are not missed.
-        let _watcher = watch(self.shared.file.path(), changed.clone());
+        let mut changes = FileChanges::new(vec![self.shared.file.path().to_owned()]).await;
         let mut last_error = None;
         loop {
             let file = self.shared.file.clone();
-            let Ok((version, listed)) = spawn_blocking(move || (version(file.path()), file.list())).await else {
+            let Ok(listed) = spawn_blocking(move || file.list()).await else {
                 // The async runtime is shutting down.
                 return;
             };
@@ -169,14 +165,7 @@ impl Users {
                     last_error = Some(error);
                 }
             }
-            while timeout(POLL, changed.notified()).await.is_err() {
-                let file = self.shared.file.clone();
-                let now = spawn_blocking(move || self::version(file.path())).await;
-                if now.is_ok_and(|now| now != version) {
-                    break;
-                }
-            }
-            sleep(DEBOUNCE).await;
+            changes.next().await;
         }
     }
 
@@ -236,39 +225,6 @@ impl Users {
         });
         Ok(verifying.await.unwrap_or(false))
     }
-}
-
-/// Identifies the file and the time of its last change; `None` if it cannot be read.
-fn version(file: &Path) -> Option<(u64, u64, i64, i64)> {
-    // Opening a file on NFS asks the server, and its cached metadata may be old.
-    let metadata = File::open(file).and_then(|file| file.metadata()).ok()?;
-    Some((metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
-}
-
-/// Notifies of changes in the file's folder, because a change replaces the file, or a link in a mounted Secret. If the
-/// file is a link, also watches the folder of its target.
-fn watch(file: &Path, changed: Arc<Notify>) -> Option<RecommendedWatcher> {
-    let folder = |file: &Path| match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let target = target(file).ok();
-    let on_event = move |event: notify::Result<notify::Event>| {
-        if event.map_or(true, |event| !event.kind.is_access()) {
-            changed.notify_one();
-        }
-    };
-    let watched = notify::recommended_watcher(on_event).and_then(|mut watcher| {
-        for file in target.as_deref().into_iter().chain([file]) {
-            watcher.watch(&folder(file), RecursiveMode::NonRecursive)?;
-        }
-        Ok(watcher)
-    });
-    watched
-        .inspect_err(
-            |error| warn!(%error, "the file of users cannot be watched, so changes take effect after a second"),
-        )
-        .ok()
 }
 
 #[cfg(test)]

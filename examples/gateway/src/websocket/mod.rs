@@ -237,7 +237,7 @@ async fn serve(
     let (control, control_frames) = mpsc::channel(CONTROL_FRAMES);
     let inbound = inbound::run(reading, feed.client(), format, acknowledgement.clone(), control);
     let outbound = outbound::run(
-        outbound::Frames::new(writing, gateway.options.write_deadline),
+        outbound::Frames::new(writing, gateway.options().write_deadline),
         feed,
         hello,
         format,
