@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.certificates import Authority
 from harness.gateway import REPO, TOKEN, Gateway
 from harness.proxy import Proxy
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 SOURCES = REPO / "clients" / "js" / "src"
 
@@ -147,6 +148,37 @@ class Client:
     def assert_no_gap(self) -> None:
         seqs = self.page.evaluate("seqs")
         assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_a_cell_runs_over_tls(
+    start_gateway: Callable[..., Gateway],
+    make_proxy: Callable[[int], Proxy],
+    browser: Browser,
+    site: str,
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path / "certificates")
+    certificate, key = authority.server()
+    gateway = start_gateway("--tls-cert", str(certificate), "--tls-key", str(key), "--allow-origin", site)
+    gateway.session.verify = str(authority.certificate)
+    gate, proxy = tmp_path / "gate", make_proxy(gateway.port)
+    # The browser does not know the tests' authority.
+    context = browser.new_context(ignore_https_errors=True)
+    try:
+        client = Client(context.new_page(), site, proxy, gateway.start_kernel()["id"])
+        client.options["url"] = f"https://127.0.0.1:{proxy.port}"
+        client.open()
+        client.start(GATED.format(gate=str(gate)))
+        client.wait("window.text === 'begun\\n'")
+        proxy.cut()
+        client.wait("states.some(state => state.startsWith('waiting'))")
+        gate.touch()
+        proxy.heal()
+        result = client.result()
+        assert (result["text"], result["status"]) == (EXPECTED, "ok")
+        client.assert_no_gap()
+    finally:
+        context.close()
 
 
 @pytest.mark.parametrize("how", ["cut", "silent"])

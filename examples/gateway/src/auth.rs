@@ -2,8 +2,8 @@
 //!
 //! Tokens are sent as `Authorization: token X`, `Authorization: Bearer X` or `?token=X`. The words `token` and `Bearer` in
 //! the header are case-insensitive. The first way that accepts a token of the request decides: the shared token, the
-//! users' tokens, those of an OpenID Connect issuer, and those of a JupyterHub. Without such a token, a trusted proxy may
-//! name the user.
+//! users' tokens, those of an OpenID Connect issuer, and those of a JupyterHub. Without such a token, a trusted proxy or
+//! the client's certificate may name the user.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,10 +20,11 @@ use crate::group_roles::GroupRoles;
 use crate::identity::Identity;
 use crate::jupyterhub::{HubUnavailable, JupyterHub};
 use crate::oidc::{Oidc, OidcRefusal};
+use crate::tls::ClientCertificate;
 use crate::trusted_header::PeerAddress;
 use crate::user_tokens::{Busy, Users};
 use crate::wrong_tokens::{ClientAddress, WrongTokens};
-use crate::{Access, Gateway, Token, authorization, origin};
+use crate::{Access, Gateway, GatewayOptions, Token, authorization, origin};
 
 /// The most tokens of a request. Each may cost a question to JupyterHub.
 const MAX_GIVEN: usize = 4;
@@ -79,17 +80,14 @@ async fn authenticate(gateway: &Gateway, request: &Parts) -> Result<Arc<Identity
         Access::Token(token) => Some((token, shared)),
         Access::Users => None,
     };
-    let from_proxy = options.trusted_header.as_ref().and_then(|trusted| {
-        let peer = request.extensions.get::<PeerAddress>().copied();
-        trusted.identity(&request.headers, peer, &options.group_roles)
-    });
+    let by_connection = by_connection(options, request);
     let ways = Ways {
         token,
         users: options.users.as_ref(),
         oidc: options.oidc.as_ref(),
         hub: options.hub.as_ref(),
         roles: &options.group_roles,
-        from_proxy: from_proxy.clone(),
+        by_connection: by_connection.clone(),
     };
     // Missing if the router is not served by `serve`.
     let address = request.extensions.get::<ClientAddress>().copied();
@@ -99,15 +97,30 @@ async fn authenticate(gateway: &Gateway, request: &Parts) -> Result<Arc<Identity
         return Err(Box::new(ApiError::bad_request(message).into_response()));
     }
     let identity = ways.identity(&gateway.wrong_tokens, address, &given).await?;
-    // The proxy may authenticate a browser by its cookies, which foreign pages can use.
-    if from_proxy.is_some_and(|from_proxy| Arc::ptr_eq(&from_proxy, &identity)) {
+    // Browsers send cookies, by which a proxy may authenticate them, and certificates with requests of foreign pages too.
+    if by_connection.is_some_and(|by_connection| Arc::ptr_eq(&by_connection, &identity)) {
         let checked = origin::check(options, &request.method, &request.headers);
         checked.map_err(|refusal| Box::new(refusal.into_response()))?;
     }
     Ok(identity)
 }
 
-/// The ways to authenticate. The first one that accepts a token decides, and the proxy's header comes last.
+/// The user that a trusted proxy or the client's certificate names.
+fn by_connection(options: &GatewayOptions, request: &Parts) -> Option<Arc<Identity>> {
+    let peer = request.extensions.get::<PeerAddress>().copied();
+    let certificate = request.extensions.get::<ClientCertificate>();
+    let trusted = options.trusted_header.as_ref();
+    let from_proxy =
+        trusted.and_then(|trusted| trusted.identity(&request.headers, peer, certificate, &options.group_roles));
+    from_proxy.or_else(|| {
+        let certificate =
+            certificate.filter(|certificate| !trusted.is_some_and(|trusted| trusted.is_of_proxy(certificate)));
+        Some(certificate?.identity(&options.group_roles))
+    })
+}
+
+/// The ways to authenticate. The first one that accepts a token decides; the proxy's header and the client's certificate
+/// come last.
 struct Ways<'a> {
     /// The shared token and the identity of those who have it.
     token: Option<(&'a Token, Arc<Identity>)>,
@@ -115,7 +128,8 @@ struct Ways<'a> {
     oidc: Option<&'a Oidc>,
     hub: Option<&'a JupyterHub>,
     roles: &'a GroupRoles,
-    from_proxy: Option<Arc<Identity>>,
+    /// See [`by_connection`].
+    by_connection: Option<Arc<Identity>>,
 }
 
 impl Ways<'_> {
@@ -153,8 +167,8 @@ impl Ways<'_> {
                 }
             }
         }
-        if let Some(from_proxy) = &self.from_proxy {
-            return Ok(from_proxy.clone());
+        if let Some(by_connection) = &self.by_connection {
+            return Ok(by_connection.clone());
         }
         if let Some(message) = unchecked {
             return Err(later(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(1), message));
@@ -272,7 +286,7 @@ mod tests {
             oidc: None,
             hub: None,
             roles,
-            from_proxy: None,
+            by_connection: None,
         }
     }
 

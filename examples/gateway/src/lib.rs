@@ -35,6 +35,7 @@ mod serve;
 mod sessions;
 mod shares;
 mod start;
+mod tls;
 mod token;
 mod trusted_header;
 mod unread_body;
@@ -65,6 +66,7 @@ pub use oidc::{Oidc, OidcError, OidcOptions};
 pub use options::{Access, GatewayOptions};
 pub use origin::{AllowOrigin, InvalidOrigin};
 pub use serve::serve;
+pub use tls::{Tls, TlsError, TlsOptions, TlsVersion};
 pub use token::{InvalidToken, Token};
 pub use trusted_header::TrustedHeader;
 pub use user_tokens::{User, UserToken, Users, UsersFile, UsersFileError};
@@ -96,7 +98,8 @@ pub struct Gateway {
     /// The WebSocket connections.
     clients: TaskTracker,
     _counting: AbortOnDrop,
-    _following_users: Option<AbortOnDrop>,
+    /// Follow the files of users and certificates.
+    _following: Vec<AbortOnDrop>,
 }
 
 /// What can be replaced while the gateway runs.
@@ -116,16 +119,17 @@ impl fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// A gateway for the manager's kernels. Starts tasks that count kernel events and follow the users; needs a tokio runtime.
+    /// A gateway for the manager's kernels. Starts tasks that count kernel events and follow the files of users and certificates; needs a tokio
+    /// runtime.
     #[must_use]
     pub fn new(manager: Manager, options: GatewayOptions) -> Self {
         let metrics = Arc::new(Metrics::default());
         let started = Utc::now();
         let shares = Arc::new(Shares::open(options.shares_file.clone()));
-        let following_users = options.users.clone().map(|users| {
-            let following = tokio::spawn(users.follow());
-            AbortOnDrop::new(following.abort_handle())
-        });
+        let users = options.users.clone().map(|users| tokio::spawn(users.follow()));
+        let tls = options.tls.clone().map(|tls| tokio::spawn(tls.follow()));
+        let following = users.into_iter().chain(tls);
+        let following = following.map(|following| AbortOnDrop::new(following.abort_handle()));
         let counting = tokio::spawn(count_events(manager.clone(), metrics.clone()));
         Self {
             manager,
@@ -145,18 +149,19 @@ impl Gateway {
             closing: watch::Sender::new(false),
             clients: TaskTracker::new(),
             _counting: AbortOnDrop::new(counting.abort_handle()),
-            _following_users: following_users,
+            _following: following.collect(),
         }
     }
 
     /// Replaces the options, for requests from now on. If the access control changes, requests and streams end that the
-    /// shared token or the lack of authentication had allowed. `base_url`, `users`, `shares_file`, and the
+    /// shared token or the lack of authentication had allowed. `base_url`, `users`, `tls`, `shares_file`, and the
     /// `head_deadline` of a gateway that is already [served](serve), stay as they were.
     pub fn set_options(&self, mut options: GatewayOptions) {
         let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
         let before = &settings.options;
         options.base_url.clone_from(&before.base_url);
         options.users.clone_from(&before.users);
+        options.tls.clone_from(&before.tls);
         options.shares_file.clone_from(&before.shares_file);
         if !options.access.is_same(&before.access) {
             let before = std::mem::replace(&mut settings.shared, Arc::new(Identity::revocable()));

@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{AllowOrigin, BaseUrl, CorsOptions, GroupRoles, GroupRules, JupyterHub, Oidc, Token, TrustedHeader, Users};
+use crate::{
+    AllowOrigin, BaseUrl, CorsOptions, GroupRoles, GroupRules, JupyterHub, Oidc, Tls, Token, TrustedHeader, Users,
+};
 
 /// Access control of a gateway.
 #[derive(Clone, Debug)]
@@ -47,7 +49,12 @@ pub struct GatewayOptions {
     pub hub: Option<JupyterHub>,
     /// A proxy that authenticates users.
     pub trusted_header: Option<TrustedHeader>,
-    /// The roles of groups of those that `oidc`, `hub` and `trusted_header` authenticate.
+    /// TLS with a certificate; `None` for plain HTTP.
+    pub tls: Option<Tls>,
+    /// With TLS, for how long browsers use nothing else for the gateway's host, on all its ports (RFC 6797); zero for
+    /// no such rule.
+    pub strict_transport: Duration,
+    /// The roles of groups of those that `oidc`, `hub`, `trusted_header` and clients' certificates authenticate.
     pub group_roles: GroupRoles,
     /// Rules for the members of groups, by the group's name. If a user is in several of them, the first one that has a
     /// rule decides.
@@ -96,6 +103,8 @@ impl GatewayOptions {
             oidc: None,
             hub: None,
             trusted_header: None,
+            tls: None,
+            strict_transport: Duration::ZERO,
             group_roles: GroupRoles::default(),
             groups: Vec::new(),
             base_url: BaseUrl::default(),

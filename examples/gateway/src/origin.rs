@@ -98,7 +98,9 @@ pub(crate) fn check(options: &GatewayOptions, method: &Method, headers: &HeaderM
         return Ok(());
     };
     let origin = origin.to_str().unwrap_or("");
-    let is_own = matches!((host_of(origin), host), (Some(of_page), Some(own)) if of_page.eq_ignore_ascii_case(own));
+    let is_own = matches!((host_of(origin), host), (Some(of_page), Some(own)) if of_page.eq_ignore_ascii_case(own))
+        // A page without TLS may be another one: on the standard ports, the origins differ only in the scheme.
+        && (options.tls.is_none() || has_tls(origin));
     if is_own || options.allow_origin.allows(origin) {
         Ok(())
     } else {
@@ -106,6 +108,12 @@ pub(crate) fn check(options: &GatewayOptions, method: &Method, headers: &HeaderM
             "pages of this origin may not use the gateway; name it with --allow-origin if they should",
         ))
     }
+}
+
+fn has_tls(origin: &str) -> bool {
+    origin
+        .split_once("://")
+        .is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("https"))
 }
 
 fn host_of(origin: &str) -> Option<&str> {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 over TCP without Nagle's algorithm and with bounds on what a client can hold.
+//! HTTP/1.1 over TCP, or over TLS, without Nagle's algorithm and with bounds on what a client can hold.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,10 +6,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Extension;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -36,6 +37,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
         .header_read_timeout(gateway.options().head_deadline)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADER_COUNT);
+    let tls = gateway.options().tls.clone();
     let connections = TaskTracker::new();
     loop {
         let (stream, address) = tokio::select! {
@@ -46,27 +48,27 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
             debug!(%error, "cannot set the options of a connection");
         }
         // The routes need the peer's address.
-        let service = router
+        let router = router
             .clone()
             .layer(Extension(ClientAddress::from(address.ip())))
             .layer(Extension(PeerAddress(address.ip())));
-        let connection = http
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-            .with_upgrades();
-        let gateway = gateway.clone();
-        connections.spawn(async move {
-            let mut connection = pin!(connection);
-            let ended = tokio::select! {
-                ended = &mut connection => ended,
-                () = gateway.closing() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+        let (http, gateway) = (http.clone(), gateway.clone());
+        match tls.clone() {
+            None => connections.spawn(serve_connection(http, stream, router, gateway)),
+            Some(tls) => connections.spawn(async move {
+                let accepted = tokio::select! {
+                    accepted = tls.accept(stream) => accepted,
+                    () = gateway.closing() => None,
+                };
+                if let Some((stream, client)) = accepted {
+                    let router = match client {
+                        Some(client) => router.layer(Extension(client)),
+                        None => router,
+                    };
+                    serve_connection(http, stream, router, gateway).await;
                 }
-            };
-            if let Err(error) = ended {
-                debug!(%error, "a connection ended");
-            }
-        });
+            }),
+        };
     }
     drop(listener);
     connections.close();
@@ -77,6 +79,29 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
     };
     if timeout(SHUTDOWN_DEADLINE, ending).await.is_err() {
         info!("some connections did not end in time");
+    }
+}
+
+/// Serves a connection until it ends, or the gateway is closed.
+async fn serve_connection(
+    http: http1::Builder,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    gateway: Arc<Gateway>,
+) {
+    let connection = http
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = gateway.closing() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection ended");
     }
 }
 

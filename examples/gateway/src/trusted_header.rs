@@ -8,11 +8,13 @@ use ipnet::IpNet;
 
 use crate::group_roles::GroupRoles;
 use crate::identity::{Identity, checked_name};
+use crate::tls::ClientCertificate;
 
 /// The most groups of a user.
 const MAX_GROUPS: usize = 1_024;
 
-/// A proxy that names the user of each request in a header.
+/// A proxy that names the user of each request in a header. It is known by its address, or by its certificate if the
+/// gateway asks for [clients' certificates](crate::TlsOptions::client_ca).
 ///
 /// Everyone who can send requests from the proxy's addresses can act as any user. So the addresses must not be those of
 /// kernels: with kernels as processes of the gateway's machine, not its own addresses.
@@ -25,6 +27,8 @@ pub struct TrustedHeader {
     pub groups: Option<HeaderName>,
     /// The proxy's addresses. The headers of other clients are ignored.
     pub proxies: Vec<IpNet>,
+    /// The common names of the proxy's certificates, in addition to its addresses.
+    pub certificates: Vec<String>,
 }
 
 /// The address of the connection that a request came over, which may be a proxy's.
@@ -39,7 +43,13 @@ impl TrustedHeader {
             user,
             groups: None,
             proxies,
+            certificates: Vec::new(),
         }
+    }
+
+    /// Whether this is the proxy's certificate, which names no user.
+    pub(crate) fn is_of_proxy(&self, certificate: &ClientCertificate) -> bool {
+        self.certificates.contains(&certificate.name)
     }
 
     /// The user that the proxy names; `None` if the request is not from the proxy, or names no valid user.
@@ -47,11 +57,14 @@ impl TrustedHeader {
         &self,
         headers: &HeaderMap,
         peer: Option<PeerAddress>,
+        certificate: Option<&ClientCertificate>,
         roles: &GroupRoles,
     ) -> Option<Arc<Identity>> {
-        let PeerAddress(peer) = peer?;
-        let peer = peer.to_canonical();
-        if !self.proxies.iter().any(|proxy| proxy.contains(&peer)) {
+        let has_address = || {
+            let peer = peer.map(|PeerAddress(peer)| peer.to_canonical());
+            peer.is_some_and(|peer| self.proxies.iter().any(|proxy| proxy.contains(&peer)))
+        };
+        if !certificate.is_some_and(|certificate| self.is_of_proxy(certificate)) && !has_address() {
             return None;
         }
         let name = checked_name(only(headers, &self.user)?).ok()?;
@@ -95,7 +108,7 @@ mod tests {
             for (name, value) in headers {
                 map.append(*name, value.parse().unwrap());
             }
-            let identity = trusted.identity(&map, Some(PeerAddress(peer.parse().unwrap())), &roles)?;
+            let identity = trusted.identity(&map, Some(PeerAddress(peer.parse().unwrap())), None, &roles)?;
             Some((identity.name.clone().unwrap(), identity.role, identity.groups.join(" ")))
         };
         let user = ("x-forwarded-user", "ada");
@@ -113,6 +126,6 @@ mod tests {
         }
         assert_eq!(identity("10.1.0.1", &[]), None);
         assert_eq!(identity("10.1.0.1", &[user, ("x-forwarded-user", "root")]), None);
-        assert!(trusted.identity(&HeaderMap::new(), None, &roles).is_none());
+        assert!(trusted.identity(&HeaderMap::new(), None, None, &roles).is_none());
     }
 }

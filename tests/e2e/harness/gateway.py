@@ -137,7 +137,7 @@ class Gateway:
             self.process.wait_for_line(r"Kernel Gateway.* available at|at http://", timeout)
             self.url = f"http://127.0.0.1:{self.port}{self.base_url}"
             return self
-        match = self.process.wait_for_line(r"(http://127\.0\.0\.1:(\d+)(/[^\s?]*)?)", timeout)
+        match = self.process.wait_for_line(r"(https?://127\.0\.0\.1:(\d+)(/[^\s?]*)?)", timeout)
         self.url = match[1]
         self.port = int(match[2])
         if not self.url.endswith("/"):

@@ -8,6 +8,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 /// Characters to escape in a query: all but the unreserved ones of RFC 3986.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// The variable with a token that the user has to fill in.
+const ASKED: &str = " JUPYTER_GATEWAY_AUTH_TOKEN=\"$TOKEN\"";
+
 /// The source of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenSource<'a> {
@@ -17,6 +20,8 @@ pub(super) enum TokenSource<'a> {
     Environment,
     /// This file.
     File(&'a Path),
+    /// A configuration file.
+    Configuration,
 }
 
 /// Prints the gateway's address and the command line for JupyterLab, with the token. Nothing else prints the token. If
@@ -26,6 +31,7 @@ pub(super) fn announce(
     out: &mut impl io::Write,
     address: SocketAddr,
     base_url: &BaseUrl,
+    has_tls: bool,
     access: &Access,
     token_source: TokenSource<'_>,
 ) -> io::Result<()> {
@@ -35,7 +41,8 @@ pub(super) fn announce(
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    let url = format!("http://{}{base_url}", SocketAddr::new(ip, address.port()));
+    let scheme = if has_tls { "https" } else { "http" };
+    let url = format!("{scheme}://{}{base_url}", SocketAddr::new(ip, address.port()));
     let (query, variable) = match access {
         Access::Token(token) => match token_source {
             TokenSource::Environment => (
@@ -49,13 +56,14 @@ pub(super) fn announce(
                     shell_quote(&path.to_string_lossy())
                 ),
             ),
+            TokenSource::Configuration => (String::new(), ASKED.to_owned()),
             TokenSource::Shown => (
                 format!("?token={}", utf8_percent_encode(token.reveal(), ESCAPED)),
                 format!(" JUPYTER_GATEWAY_AUTH_TOKEN={}", shell_quote(token.reveal())),
             ),
         },
         // Each user has their own token.
-        Access::Users => (String::new(), " JUPYTER_GATEWAY_AUTH_TOKEN=\"$TOKEN\"".to_owned()),
+        Access::Users => (String::new(), ASKED.to_owned()),
         Access::Open => (String::new(), String::new()),
     };
     writeln!(out, "kernelmux-gateway is at {url}{query}")?;
@@ -87,6 +95,7 @@ mod tests {
             &mut out,
             address.parse().unwrap(),
             &base_url.parse().unwrap(),
+            false,
             &access,
             token_source,
         )
@@ -116,11 +125,11 @@ mod tests {
     fn users_fill_in_their_own_token() {
         let mut out = Vec::new();
         let (address, base_url) = ("127.0.0.1:8888".parse().unwrap(), BaseUrl::default());
-        announce(&mut out, address, &base_url, &Access::Users, TokenSource::Shown).unwrap();
+        announce(&mut out, address, &base_url, true, &Access::Users, TokenSource::Shown).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "kernelmux-gateway is at http://127.0.0.1:8888/\n\
-             JUPYTER_GATEWAY_URL=http://127.0.0.1:8888/ JUPYTER_GATEWAY_AUTH_TOKEN=\"$TOKEN\" jupyter lab\n"
+            "kernelmux-gateway is at https://127.0.0.1:8888/\n\
+             JUPYTER_GATEWAY_URL=https://127.0.0.1:8888/ JUPYTER_GATEWAY_AUTH_TOKEN=\"$TOKEN\" jupyter lab\n"
         );
     }
 

@@ -27,6 +27,7 @@ fn check(settings: &Settings) -> Result<String, String> {
     let flags = &settings.flags;
     let mut options = kernelmux_gateway::GatewayOptions::new(flags.access()?);
     flags.sign_in.apply(&mut options).map_err(|error| error.to_string())?;
+    flags.tls.apply(&mut options)?;
     let mut text = String::new();
     for warning in &settings.warnings {
         let _ = writeln!(text, "warning: {warning}");

@@ -9,11 +9,11 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use kernelmux_gateway::{Access, AllowOrigin, BaseUrl, Token};
 use tracing_subscriber::EnvFilter;
 
-use super::announce::TokenSource;
 use super::config_command::ConfigCommand;
 use super::enterprise_gateway;
 use super::kubernetes::KubernetesFlags;
 use super::sign_in::SignInFlags;
+use super::tls::TlsFlags;
 use super::user::UserCommand;
 
 /// Serves the Jupyter kernels of this machine or of a cluster to JupyterLab and other clients, in place of Enterprise
@@ -183,6 +183,8 @@ pub(super) struct Flags {
     #[command(flatten)]
     pub(super) sign_in: SignInFlags,
     #[command(flatten)]
+    pub(super) tls: TlsFlags,
+    #[command(flatten)]
     pub(super) kubernetes: KubernetesFlags,
     #[command(subcommand)]
     pub(super) subcommand: Option<Subcommands>,
@@ -223,10 +225,15 @@ pub(super) enum OnTerminate {
 }
 
 impl Flags {
+    /// Whether there are users, so that no shared token is needed.
+    fn has_users(&self) -> bool {
+        self.sign_in.has_users() || self.tls.tls_client_ca.is_some()
+    }
+
     /// Access control.
     pub(super) fn access(&self) -> Result<Access, String> {
         match (&self.token, self.no_auth) {
-            (_, true) if self.sign_in.has_users() => {
+            (_, true) if self.has_users() => {
                 Err("--no-auth and the flags for users exclude each other; give one of them".to_owned())
             }
             (Some(_), true) => Err("--no-auth and a token exclude each other; give one of them".to_owned()),
@@ -240,7 +247,7 @@ impl Flags {
                 Ok(token) => Ok(Access::Token(token)),
                 Err(error) => Err(format!("wrong token: {error}")),
             },
-            (None, false) if self.sign_in.has_users() => Ok(Access::Users),
+            (None, false) if self.has_users() => Ok(Access::Users),
             (None, false) => Ok(Access::Token(Token::random())),
         }
     }
@@ -257,17 +264,6 @@ impl Flags {
             self.token = Some(text.trim_end_matches(['\r', '\n']).to_owned());
         }
         Ok(())
-    }
-
-    /// The source of the token.
-    pub(super) fn token_source(&self) -> TokenSource<'_> {
-        match &self.token_file {
-            Some(path) => TokenSource::File(path),
-            None if self.token.is_some() && std::env::var("KERNELMUX_TOKEN").ok() == self.token => {
-                TokenSource::Environment
-            }
-            None => TokenSource::Shown,
-        }
     }
 
     /// Foreign origins whose pages may use the gateway.

@@ -13,6 +13,7 @@ mod reload;
 mod run;
 mod settings;
 mod sign_in;
+mod tls;
 mod user;
 
 use std::io::Write;

@@ -143,6 +143,7 @@ impl Running {
         let mut options = GatewayOptions::new(flags.access()?);
         gateway_options(settings, &mut options)?;
         flags.sign_in.apply(&mut options)?;
+        flags.tls.apply(&mut options)?;
         let manager = manager(settings, &data_dir, recorders).await?;
         let restored = manager.restore().await;
 
@@ -150,8 +151,9 @@ impl Running {
             &mut std::io::stdout().lock(),
             address,
             &flags.base_url,
+            options.tls.is_some(),
             &options.access,
-            flags.token_source(),
+            settings.token_source(),
         )?;
         info!(%address, data_dir = %data_dir.path().display(), restored, "serving");
         options.shares_file = Some(data_dir.path().join("shares.json"));

@@ -10,6 +10,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use kernelmux_gateway::GroupRules;
 
+use super::announce::TokenSource;
 use super::config_command::ConfigCommand;
 use super::config_file::{self, ConfigFile};
 use super::enterprise_gateway;
@@ -19,13 +20,17 @@ use super::user::UserCommand;
 /// Settings that say where others come from. They are no keys of the file.
 const WHERE: [&str; 2] = ["config", "from-enterprise-gateway"];
 /// Settings that are useless without another one.
-const NEEDS: [(&str, &str); 8] = [
+const NEEDS: [(&str, &str); 12] = [
     ("oidc-issuer", "oidc-audience"),
     ("oidc-audience", "oidc-issuer"),
     ("jupyterhub-service", "jupyterhub-api"),
-    ("trusted-header", "trusted-proxy"),
     ("trusted-groups-header", "trusted-header"),
     ("trusted-proxy", "trusted-header"),
+    ("trusted-proxy-cert", "trusted-header"),
+    ("trusted-proxy-cert", "tls-client-ca"),
+    ("tls-cert", "tls-key"),
+    ("tls-key", "tls-cert"),
+    ("tls-client-ca", "tls-cert"),
     ("kubernetes-image", "kubernetes-namespace"),
     ("agent-image", "kubernetes-namespace"),
 ];
@@ -212,6 +217,21 @@ fn over(layer: &Layer) -> Command {
     })
 }
 
+impl Settings {
+    /// The source of the token.
+    pub(super) fn token_source(&self) -> TokenSource<'_> {
+        if let Some(path) = &self.flags.token_file {
+            return TokenSource::File(path);
+        }
+        let token = self.all.iter().find(|setting| setting.key == "token");
+        match token.map(|token| &token.source) {
+            Some(Source::Variable(_)) => TokenSource::Environment,
+            Some(Source::File(_) | Source::EnterpriseGateway(_)) => TokenSource::Configuration,
+            _ => TokenSource::Shown,
+        }
+    }
+}
+
 impl Setting {
     fn of(arg: &Arg, matches: &ArgMatches, layer: &Layer) -> Self {
         let id = arg.get_id().as_str();
@@ -252,6 +272,11 @@ fn check_combinations(all: &[Setting]) -> Result<(), String> {
     let is_set = |key: &str| all.iter().any(|setting| setting.key == key && setting.is_set());
     if let Some((key, needed)) = NEEDS.iter().find(|(key, needed)| is_set(key) && !is_set(needed)) {
         return Err(format!("--{key} needs --{needed}; give both or neither"));
+    }
+    if is_set("trusted-header") && !is_set("trusted-proxy") && !is_set("trusted-proxy-cert") {
+        return Err(
+            "--trusted-header needs --trusted-proxy or --trusted-proxy-cert, by which the proxy is known".to_owned(),
+        );
     }
     match EXCLUDE.iter().find(|(one, other)| is_set(one) && is_set(other)) {
         Some((one, other)) => Err(format!("--{one} and --{other} exclude each other; give one of them")),

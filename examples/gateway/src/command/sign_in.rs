@@ -48,7 +48,16 @@ pub(super) struct SignInFlags {
     /// any user
     #[arg(long, env = "KERNELMUX_TRUSTED_PROXY", value_delimiter = ',', value_name = "CIDR")]
     trusted_proxy: Vec<IpNet>,
-    /// The roles of groups of an issuer, a JupyterHub or a proxy, such as platform=operator, separated by commas; the
+    /// The common names of the proxy's certificates, separated by commas, in addition to its addresses or in place of them;
+    /// needs --tls-client-ca
+    #[arg(
+        long,
+        env = "KERNELMUX_TRUSTED_PROXY_CERT",
+        value_delimiter = ',',
+        value_name = "NAMES"
+    )]
+    trusted_proxy_cert: Vec<String>,
+    /// The roles of groups of an issuer, a JupyterHub, a proxy or clients' certificates, such as platform=operator, separated by commas; the
     /// first one that a user is in decides, and others have the role user
     #[arg(
         long,
@@ -95,6 +104,7 @@ impl SignInFlags {
         options.trusted_header = self.trusted_header.clone().map(|user| {
             let mut trusted = TrustedHeader::new(user, self.trusted_proxy.clone());
             trusted.groups.clone_from(&self.trusted_groups_header);
+            trusted.certificates.clone_from(&self.trusted_proxy_cert);
             trusted
         });
         options.group_roles = GroupRoles::new(self.group_roles.clone());

@@ -31,7 +31,7 @@ pub(crate) use self::kernels::{KernelPath, not_found as no_such_kernel};
 pub(crate) use self::progress::progress_of_kernel;
 pub(crate) use self::sessions::not_found as no_such_session;
 use crate::error::ApiError;
-use crate::{Gateway, auth, base_url, cors, error, limits, live, request_log, unread_body, websocket};
+use crate::{Gateway, auth, base_url, cors, error, limits, live, request_log, tls, unread_body, websocket};
 
 /// All routes, and their description.
 fn described_routes(gateway: &Arc<Gateway>) -> (Router<Arc<Gateway>>, OpenApi) {
@@ -93,6 +93,7 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
         .layer(from_fn(error::as_json))
         .layer(from_fn(error::plain_answers))
         .layer(from_fn_with_state(gateway.clone(), cors::expose))
+        .layer(from_fn_with_state(gateway.clone(), tls::strict_transport))
         .layer(from_fn_with_state(gateway, request_log::record))
 }
 
