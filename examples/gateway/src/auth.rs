@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Query, Request, State};
+use axum::extract::{MatchedPath, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
@@ -20,6 +20,7 @@ use crate::group_roles::GroupRoles;
 use crate::identity::Identity;
 use crate::jupyterhub::{HubUnavailable, JupyterHub};
 use crate::oidc::{Oidc, OidcRefusal};
+use crate::rates::{Limited, TooMany};
 use crate::tls::ClientCertificate;
 use crate::trusted_header::PeerAddress;
 use crate::user_tokens::{Busy, Users};
@@ -46,6 +47,9 @@ pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request,
         Ok(identity) => identity,
         Err(refusal) => return *refusal,
     };
+    if let Err(refusal) = count(&gateway, &identity, &parts) {
+        return refusal.into_response();
+    }
     let permission = match authorization::check(&gateway, &identity, &mut parts).await {
         Ok(permission) => permission,
         Err(refusal) => return refusal.into_response(),
@@ -64,6 +68,19 @@ pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request,
         }
     };
     permission.limit(gateway, response)
+}
+
+/// Counts the request for the limits of its user.
+fn count(gateway: &Gateway, identity: &Identity, request: &Parts) -> Result<(), TooMany> {
+    let Some(user) = identity.name.as_deref().filter(|_| !identity.acts_for_others()) else {
+        return Ok(());
+    };
+    gateway.rates.count(Limited::Requests, user)?;
+    let route = request.extensions.get::<MatchedPath>();
+    if route.is_some_and(|route| authorization::is_connection(route.as_str())) {
+        gateway.rates.count(Limited::Connections, user)?;
+    }
+    Ok(())
 }
 
 /// Finds out who sends the request.

@@ -108,6 +108,11 @@ pub(crate) fn action_of(method: &Method, route: &str) -> Option<Action> {
     found.map(|(_, _, action)| *action)
 }
 
+/// Whether a route's answer is a WebSocket or an event stream.
+pub(crate) fn is_connection(route: &str) -> bool {
+    matches!(route, "/api/kernels/{id}/channels" | "/api/kernels/{id}/log")
+}
+
 /// How a caller is related to a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Relation {

@@ -29,6 +29,8 @@ pub(crate) struct ErrorBody {
 pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
+    /// After how many seconds the request may succeed.
+    retry_after: Option<u64>,
 }
 
 impl ApiError {
@@ -39,7 +41,17 @@ impl ApiError {
             message.truncate(message.floor_char_boundary(MAX_MESSAGE));
             message.push('…');
         }
-        Self { status, message }
+        Self {
+            status,
+            message,
+            retry_after: None,
+        }
+    }
+
+    /// The same error with the header `Retry-After`, in seconds.
+    pub(crate) fn with_retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds.max(1));
+        self
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -76,7 +88,11 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let reason = self.status.canonical_reason().unwrap_or("Error");
         let message = self.message;
-        (self.status, Json(ErrorBody { reason, message })).into_response()
+        let mut response = (self.status, Json(ErrorBody { reason, message })).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 

@@ -28,6 +28,7 @@ mod oidc;
 mod options;
 mod origin;
 mod profiles;
+mod rates;
 mod replace_file;
 mod request_log;
 mod routes;
@@ -65,6 +66,7 @@ pub use jupyterhub::{HubError, HubOptions, JupyterHub};
 pub use oidc::{Oidc, OidcError, OidcOptions};
 pub use options::{Access, GatewayOptions};
 pub use origin::{AllowOrigin, InvalidOrigin};
+pub use rates::RateLimits;
 pub use serve::serve;
 pub use tls::{Tls, TlsError, TlsOptions, TlsVersion};
 pub use token::{InvalidToken, Token};
@@ -75,6 +77,7 @@ use identity::Identity;
 use launches::Launches;
 use live::Live;
 use metrics::Metrics;
+use rates::Rates;
 use routes::OutputLimits;
 use sessions::Sessions;
 use shares::Shares;
@@ -89,6 +92,7 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     output_limits: OutputLimits,
     launches: Arc<Launches>,
+    rates: Rates,
     shares: Arc<Shares>,
     live: Live,
     started: DateTime<Utc>,
@@ -130,6 +134,7 @@ impl Gateway {
         let tls = options.tls.clone().map(|tls| tokio::spawn(tls.follow()));
         let following = users.into_iter().chain(tls);
         let following = following.map(|following| AbortOnDrop::new(following.abort_handle()));
+        let rates = options.rates;
         let counting = tokio::spawn(count_events(manager.clone(), metrics.clone()));
         Self {
             manager,
@@ -142,6 +147,7 @@ impl Gateway {
             metrics,
             output_limits: OutputLimits::default(),
             launches: Arc::default(),
+            rates: Rates::new(rates),
             shares,
             live: Live::default(),
             started,
@@ -167,6 +173,7 @@ impl Gateway {
             let before = std::mem::replace(&mut settings.shared, Arc::new(Identity::revocable()));
             before.revoke();
         }
+        self.rates.set(options.rates);
         settings.options = Arc::new(options);
     }
 

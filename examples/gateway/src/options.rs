@@ -2,7 +2,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::{
-    AllowOrigin, BaseUrl, CorsOptions, GroupRoles, GroupRules, JupyterHub, Oidc, Tls, Token, TrustedHeader, Users,
+    AllowOrigin, BaseUrl, CorsOptions, GroupRoles, GroupRules, JupyterHub, Oidc, RateLimits, Tls, Token, TrustedHeader,
+    Users,
 };
 
 /// Access control of a gateway.
@@ -59,6 +60,8 @@ pub struct GatewayOptions {
     /// Rules for the members of groups, by the group's name. If a user is in several of them, the first one that has a
     /// rule decides.
     pub groups: Vec<(String, GroupRules)>,
+    /// How often users may start kernels, send requests and connect.
+    pub rates: RateLimits,
     /// Path prefix of all addresses.
     pub base_url: BaseUrl,
     /// Foreign origins whose pages may use the gateway.
@@ -107,6 +110,7 @@ impl GatewayOptions {
             strict_transport: Duration::ZERO,
             group_roles: GroupRoles::default(),
             groups: Vec::new(),
+            rates: RateLimits::default(),
             base_url: BaseUrl::default(),
             allow_origin: AllowOrigin::Own,
             cors: CorsOptions::default(),

@@ -17,6 +17,7 @@ use crate::environment::{self, Environment};
 use crate::error::ApiError;
 use crate::identity::{Identity, Role};
 use crate::profiles::{self, Resources};
+use crate::rates::Limited;
 use crate::users::KernelUser;
 
 /// Longest kernelspec name to look up, in bytes.
@@ -136,6 +137,10 @@ pub(crate) async fn start(
         groups.check_image(image)?;
     }
 
+    let counted = user.name.as_deref().unwrap_or("users without a name");
+    if let Err(refusal) = gateway.rates.count(Limited::Starts, counted) {
+        return Err(refusal.error().into());
+    }
     let mut request = StartRequest::new(name);
     request.id = Some(id);
     request.groups = groups.names();

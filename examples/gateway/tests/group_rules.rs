@@ -1,11 +1,11 @@
-//! Rules for groups: kernelspecs, profiles, images and limits.
+//! Rules for groups: kernelspecs, profiles, images and limits; and limits a minute.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
 use common::users::Team;
 use kernel_provider::fake::FakeSpec;
-use kernelmux_gateway::GroupRules;
+use kernelmux_gateway::{GroupRules, RateLimits};
 use serde_json::{Value, json};
 
 /// A gateway whose group `staff` has these rules.
@@ -99,4 +99,57 @@ async fn members_have_the_limits_of_their_group() {
         "the limit of 2 kernels of the group staff is reached; shut one down first"
     );
     assert_eq!(start(&team, "peer", "echo", json!({})).await, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_have_limits_a_minute() {
+    let rates = RateLimits::default()
+        .with_starts(1)
+        .with_requests(6)
+        .with_connections(1);
+    let team = Team::with(|options| options.rates = rates).await;
+    let started = team.send("user", "POST", "/api/kernels", json!({"name": "echo"})).await;
+    assert_eq!(started.status, 201);
+    let refused = team.send("user", "POST", "/api/kernels", json!({"name": "echo"})).await;
+    let message = refused.error(429);
+    assert!(
+        message.contains("the limit of 1 starts of kernels a minute for user is reached"),
+        "{message}"
+    );
+    let wait: u64 = refused.header("retry-after").parse().unwrap();
+    assert!((1..=61).contains(&wait), "{wait}");
+    // The notebook server starts kernels for the same user, and one for another.
+    for (user, status) in [("user", 429), ("peer", 201)] {
+        let body = json!({"name": "echo", "env": {"KERNEL_USERNAME": user}});
+        assert_eq!(
+            team.send("shared", "POST", "/api/kernels", body).await.status,
+            status,
+            "{user}"
+        );
+    }
+    let id = started.json()["id"].as_str().unwrap().to_owned();
+    let log = format!("/api/kernels/{id}/log?follow=false");
+    assert_eq!(team.get("user", &log).await.status, 200);
+    assert!(
+        team.get("user", &log)
+            .await
+            .error(429)
+            .contains("1 connections a minute")
+    );
+    // Six requests in all; the last ones are refused for this reason.
+    assert_eq!(team.get("user", "/api").await.status, 200);
+    assert_eq!(team.get("user", "/api").await.status, 200);
+    assert!(
+        team.get("user", "/api")
+            .await
+            .error(429)
+            .contains("6 requests a minute")
+    );
+    for _ in 0..20 {
+        assert_eq!(team.get("shared", "/api").await.status, 200);
+    }
+    let mut options = (*team.served.gateway.options()).clone();
+    options.rates = RateLimits::default();
+    team.served.gateway.set_options(options);
+    assert_eq!(team.get("user", "/api").await.status, 200);
 }

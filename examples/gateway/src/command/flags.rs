@@ -1,5 +1,5 @@
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -117,6 +117,15 @@ pub(super) struct Flags {
     /// The most kernels of one user at a time [default: no limit]
     #[arg(long, env = "KERNELMUX_MAX_KERNELS_PER_USER", value_name = "NUMBER")]
     pub(super) max_kernels_per_user: Option<NonZeroUsize>,
+    /// The most starts of kernels of each user a minute; they may come all at once [default: no limit]
+    #[arg(long, env = "KERNELMUX_USER_STARTS_PER_MINUTE", value_name = "NUMBER")]
+    pub(super) user_starts_per_minute: Option<NonZeroU32>,
+    /// The same for requests, except those of clients that act for others [default: no limit]
+    #[arg(long, env = "KERNELMUX_USER_REQUESTS_PER_MINUTE", value_name = "NUMBER")]
+    pub(super) user_requests_per_minute: Option<NonZeroU32>,
+    /// The same for WebSockets and event streams [default: no limit]
+    #[arg(long, env = "KERNELMUX_USER_CONNECTIONS_PER_MINUTE", value_name = "NUMBER")]
+    pub(super) user_connections_per_minute: Option<NonZeroU32>,
     /// Environment variables that clients may set for kernels, in addition to KERNEL_*, separated by commas; * allows
     /// all
     #[arg(long, env = "KERNELMUX_CLIENT_ENVS", value_delimiter = ',', value_name = "NAMES")]

@@ -18,7 +18,7 @@ use super::run::{gateway_options, manager_options};
 use super::settings::{self, Request, Settings};
 
 /// The settings that take effect without a restart, and `groups`.
-const RELOADED: [&str; 23] = [
+const RELOADED: [&str; 26] = [
     "token",
     "token-file",
     "allow-origin",
@@ -38,6 +38,9 @@ const RELOADED: [&str; 23] = [
     "cull-warning",
     "max-kernels",
     "max-kernels-per-user",
+    "user-starts-per-minute",
+    "user-requests-per-minute",
+    "user-connections-per-minute",
     "client-envs",
     "log-retention",
     "group-roles",

@@ -345,6 +345,9 @@ pub(super) fn gateway_options(settings: &Settings, options: &mut GatewayOptions)
     let flags = &settings.flags;
     let is_open = matches!(options.access, Access::Open);
     options.groups.clone_from(&settings.groups);
+    options.rates.starts = flags.user_starts_per_minute;
+    options.rates.requests = flags.user_requests_per_minute;
+    options.rates.connections = flags.user_connections_per_minute;
     options.base_url = flags.base_url.clone();
     options.allow_origin = flags.allow_origin()?;
     options.cors.allow_credentials = flags.allow_credentials;
