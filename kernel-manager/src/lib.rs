@@ -4,6 +4,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod fold;
+mod groups;
 mod kernel;
 mod manager;
 mod session;

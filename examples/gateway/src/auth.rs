@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
@@ -15,6 +16,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::sleep;
 
+use crate::audit::AuditedRequest;
 use crate::error::ApiError;
 use crate::group_roles::GroupRoles;
 use crate::identity::Identity;
@@ -42,15 +44,33 @@ pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request,
     if request.method() == Method::OPTIONS {
         return next.run(request).await;
     }
-    let (mut parts, body) = request.into_parts();
-    let identity = match authenticate(&gateway, &parts).await {
-        Ok(identity) => identity,
-        Err(refusal) => return *refusal,
+    let (parts, body) = request.into_parts();
+    let audited = gateway
+        .options()
+        .audit
+        .clone()
+        .map(|log| (log, AuditedRequest::new(&parts)));
+    let identity = authenticate(&gateway, &parts).await;
+    let caller = identity.as_ref().ok().cloned();
+    let response = match identity {
+        Ok(identity) => answer(&gateway, identity, parts, body, next).await,
+        Err(refusal) => *refusal,
     };
-    if let Err(refusal) = count(&gateway, &identity, &parts) {
+    if let Some((log, request)) = audited
+        && let Some(line) = request.line(&gateway, caller.as_deref(), &response)
+    {
+        log.append(line).await;
+    }
+    response
+}
+
+/// Answers the request of a known identity, if it may do what it requests.
+async fn answer(gateway: &Arc<Gateway>, identity: Arc<Identity>, mut parts: Parts, body: Body, next: Next) -> Response {
+    if let Err(refusal) = count(gateway, &identity, &parts) {
+        gateway.metrics.refusal(refusal.limit());
         return refusal.into_response();
     }
-    let permission = match authorization::check(&gateway, &identity, &mut parts).await {
+    let permission = match authorization::check(gateway, &identity, &mut parts).await {
         Ok(permission) => permission,
         Err(refusal) => return refusal.into_response(),
     };
@@ -67,7 +87,7 @@ pub(crate) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request,
             };
         }
     };
-    permission.limit(gateway, response)
+    permission.limit(gateway.clone(), response)
 }
 
 /// Counts the request for the limits of its user.

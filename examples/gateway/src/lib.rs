@@ -6,6 +6,7 @@
 //! (`authorization`), and reaches its handler (`routes`).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod audit;
 mod auth;
 mod authorization;
 mod base_url;
@@ -56,6 +57,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDrop, TaskTracker};
 
+pub use audit::{AuditLog, AuditOptions};
 pub use base_url::{BaseUrl, InvalidBaseUrl};
 pub use cors::CorsOptions;
 pub use file_changes::FileChanges;
@@ -73,6 +75,7 @@ pub use token::{InvalidToken, Token};
 pub use trusted_header::TrustedHeader;
 pub use user_tokens::{User, UserToken, Users, UsersFile, UsersFileError};
 
+use audit::Act;
 use identity::Identity;
 use launches::Launches;
 use live::Live;
@@ -130,12 +133,13 @@ impl Gateway {
         let metrics = Arc::new(Metrics::default());
         let started = Utc::now();
         let shares = Arc::new(Shares::open(options.shares_file.clone()));
-        let users = options.users.clone().map(|users| tokio::spawn(users.follow()));
+        let audit = options.audit.clone();
+        let users = options.users.clone().map(|users| tokio::spawn(users.follow(audit)));
         let tls = options.tls.clone().map(|tls| tokio::spawn(tls.follow()));
         let following = users.into_iter().chain(tls);
         let following = following.map(|following| AbortOnDrop::new(following.abort_handle()));
         let rates = options.rates;
-        let counting = tokio::spawn(count_events(manager.clone(), metrics.clone()));
+        let counting = tokio::spawn(follow_events(manager.clone(), metrics.clone(), options.audit.clone()));
         Self {
             manager,
             settings: RwLock::new(Settings {
@@ -160,7 +164,7 @@ impl Gateway {
     }
 
     /// Replaces the options, for requests from now on. If the access control changes, requests and streams end that the
-    /// shared token or the lack of authentication had allowed. `base_url`, `users`, `tls`, `shares_file`, and the
+    /// shared token or the lack of authentication had allowed. `base_url`, `users`, `tls`, `audit`, `shares_file`, and the
     /// `head_deadline` of a gateway that is already [served](serve), stay as they were.
     pub fn set_options(&self, mut options: GatewayOptions) {
         let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
@@ -168,6 +172,7 @@ impl Gateway {
         options.base_url.clone_from(&before.base_url);
         options.users.clone_from(&before.users);
         options.tls.clone_from(&before.tls);
+        options.audit.clone_from(&before.audit);
         options.shares_file.clone_from(&before.shares_file);
         if !options.access.is_same(&before.access) {
             let before = std::mem::replace(&mut settings.shared, Arc::new(Identity::revocable()));
@@ -175,6 +180,13 @@ impl Gateway {
         }
         self.rates.set(options.rates);
         settings.options = Arc::new(options);
+    }
+
+    /// Records in the audit log that these settings were reloaded.
+    pub async fn settings_changed(&self, names: &str) {
+        if let Some(audit) = &self.options().audit {
+            audit.gateway_act(Act::Settings, names).await;
+        }
     }
 
     /// The current options.
@@ -218,12 +230,18 @@ impl Gateway {
     }
 }
 
-async fn count_events(manager: Manager, metrics: Arc<Metrics>) {
+/// Counts the kernels' events, and records the ends of kernels that nobody requested.
+async fn follow_events(manager: Manager, metrics: Arc<Metrics>, audit: Option<AuditLog>) {
     let mut events = manager.events();
     drop(manager);
     loop {
         match events.recv().await {
-            Ok(event) => metrics.event(&event.kind),
+            Ok(event) => {
+                metrics.event(&event.kind);
+                if let Some(audit) = &audit {
+                    audit.kernel_event(&event).await;
+                }
+            }
             Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return,
         }

@@ -13,6 +13,8 @@ use prometheus_client::registry::Registry;
 
 /// Upper bounds of the duration histogram in seconds.
 const BUCKETS: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 60.0];
+/// The same for starts of kernels, which may wait for an image.
+const START_BUCKETS: [f64; 8] = [0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 
 #[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
 struct EventLabels {
@@ -31,12 +33,25 @@ struct RouteLabels {
     route: String,
 }
 
-/// The counters. The number of series is bounded by routes, methods and statuses.
+#[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
+struct StartLabels {
+    kernelspec: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
+struct LimitLabels {
+    limit: &'static str,
+}
+
+/// The counters. The number of series is bounded by routes, methods, statuses and kernelspecs.
 pub(crate) struct Metrics {
     registry: Registry,
     events: Family<EventLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram>,
+    starts: Family<StartLabels, Histogram>,
+    refusals: Family<LimitLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -57,11 +72,25 @@ impl Default for Metrics {
             "How long requests took; for a WebSocket, how long its handshake took",
             durations.clone(),
         );
+        let starts: Family<_, Histogram> = Family::new_with_constructor(|| Histogram::new(START_BUCKETS));
+        let refusals = Family::default();
+        registry.register(
+            "kernelmux_kernel_start_duration_seconds",
+            "How long starts of kernels took, until the kernel answered or the start failed",
+            starts.clone(),
+        );
+        registry.register(
+            "kernelmux_limit_refusals",
+            "Requests that a limit refused",
+            refusals.clone(),
+        );
         Self {
             registry,
             events,
             requests,
             durations,
+            starts,
+            refusals,
         }
     }
 }
@@ -79,6 +108,20 @@ impl Metrics {
             route: route.to_owned(),
         });
         durations.observe(took.as_secs_f64());
+    }
+
+    /// Counts a start of a kernel of this kernelspec, which exists.
+    pub(crate) fn start(&self, kernelspec: &str, is_started: bool, took: Duration) {
+        let labels = StartLabels {
+            kernelspec: kernelspec.to_owned(),
+            outcome: if is_started { "started" } else { "failed" },
+        };
+        self.starts.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Counts a refusal by this limit.
+    pub(crate) fn refusal(&self, limit: &'static str) {
+        self.refusals.get_or_create(&LimitLabels { limit }).inc();
     }
 
     /// Counts a kernel event.

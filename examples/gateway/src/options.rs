@@ -2,8 +2,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::{
-    AllowOrigin, BaseUrl, CorsOptions, GroupRoles, GroupRules, JupyterHub, Oidc, RateLimits, Tls, Token, TrustedHeader,
-    Users,
+    AllowOrigin, AuditLog, BaseUrl, CorsOptions, GroupRoles, GroupRules, JupyterHub, Oidc, RateLimits, Tls, Token,
+    TrustedHeader, Users,
 };
 
 /// Access control of a gateway.
@@ -60,6 +60,8 @@ pub struct GatewayOptions {
     /// Rules for the members of groups, by the group's name. If a user is in several of them, the first one that has a
     /// rule decides.
     pub groups: Vec<(String, GroupRules)>,
+    /// Records who does what; `None` for no audit log.
+    pub audit: Option<AuditLog>,
     /// How often users may start kernels, send requests and connect.
     pub rates: RateLimits,
     /// Path prefix of all addresses.
@@ -110,6 +112,7 @@ impl GatewayOptions {
             strict_transport: Duration::ZERO,
             group_roles: GroupRoles::default(),
             groups: Vec::new(),
+            audit: None,
             rates: RateLimits::default(),
             base_url: BaseUrl::default(),
             allow_origin: AllowOrigin::Own,

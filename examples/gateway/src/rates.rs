@@ -160,6 +160,15 @@ impl TooMany {
         self.wait.as_secs() + 1
     }
 
+    /// The limit's name in the metrics.
+    pub(crate) fn limit(&self) -> &'static str {
+        match self.kind {
+            Limited::Starts => "starts",
+            Limited::Requests => "requests",
+            Limited::Connections => "connections",
+        }
+    }
+
     /// The error, whose message says which limit it is.
     pub(crate) fn error(&self) -> ApiError {
         let Self { kind, limit, user, .. } = self;

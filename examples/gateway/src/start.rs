@@ -1,6 +1,7 @@
 //! Starts kernels from request bodies, for `/api/kernels` and `/api/sessions`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::http::StatusCode;
 use jupyter_protocol::KernelId;
@@ -139,6 +140,7 @@ pub(crate) async fn start(
 
     let counted = user.name.as_deref().unwrap_or("users without a name");
     if let Err(refusal) = gateway.rates.count(Limited::Starts, counted) {
+        gateway.metrics.refusal("starts");
         return Err(refusal.error().into());
     }
     let mut request = StartRequest::new(name);
@@ -171,6 +173,7 @@ pub(crate) async fn start(
     if let Some(launch) = launch.clone() {
         request = request.with_progress(Progress::new(move |stage| launch.report(stage)));
     }
+    let (spec_name, metrics, began) = (request.spec.clone(), gateway.metrics.clone(), Instant::now());
     let (manager, shares, launches) = (
         gateway.manager.clone(),
         gateway.shares.clone(),
@@ -179,6 +182,11 @@ pub(crate) async fn start(
     // Completes even if the client disconnects, so that the progress has the outcome.
     let starting = tokio::spawn(async move {
         let started = manager.start(request).await;
+        match &started {
+            Err(StartError::LimitReached { .. }) => metrics.refusal("kernels"),
+            Err(error) if is_refused(error) => {}
+            started => metrics.start(&spec_name, started.is_ok(), began.elapsed()),
+        }
         if let Ok(kernel) = &started {
             shares.forget_before(kernel).await;
         }

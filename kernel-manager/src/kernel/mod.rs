@@ -177,9 +177,10 @@ impl Kernel {
         &*self.handle
     }
 
-    /// The kernel's record from when this handle of it was made.
-    pub(crate) fn record(&self) -> &KernelRecord {
-        &self.record
+    /// The [groups](crate::StartRequest::groups) for which the kernel was started.
+    #[must_use]
+    pub fn groups(&self) -> Vec<String> {
+        crate::groups::of_record(&self.record)
     }
 
     pub(crate) fn recorder(&self) -> &Recorder {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::{Culling, CullingRules, ManagerInner, ManagerOptions, groups};
+use super::{Culling, CullingRules, ManagerInner, ManagerOptions};
 use crate::kernel::Kernel;
 use crate::session::{ExecutionState, trim_index};
 
@@ -211,7 +211,7 @@ fn due(kernel: &Kernel, options: &ManagerOptions) -> Option<Due> {
         culling.apply(&of_metadata(&spec.spec.metadata));
     }
     // Rules of the first group are applied last.
-    for group in groups::of_record(kernel.record()).iter().rev() {
+    for group in kernel.groups().iter().rev() {
         if let Some(group) = options.groups.get(group) {
             culling.apply(&group.culling);
         }

@@ -3,7 +3,6 @@
 mod builder;
 mod culling;
 mod error;
-mod groups;
 mod log_quotas;
 mod options;
 mod registry;
@@ -30,6 +29,7 @@ pub use builder::{ManagerBuilder, OpenError};
 pub use error::{Counted, StartError};
 pub use options::{Culling, CullingRules, GroupOptions, ManagerOptions, StartRequest};
 
+use crate::groups;
 use crate::kernel::{Events, Keeper, Kernel, KernelEvent, KernelEventKind, abandon_new};
 use crate::session::{Executions, Recorder, RecorderOptions, Sessions};
 use registry::Registry;

@@ -11,7 +11,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use super::{Manager, ManagerInner, groups};
+use super::{Manager, ManagerInner};
+use crate::groups;
 use crate::kernel::{Keeper as _, Kernel, KernelEventKind};
 use crate::session::ExecutionState;
 

@@ -185,9 +185,23 @@ pub(super) struct Flags {
     /// What SIGTERM does to the kernels
     #[arg(long, env = "KERNELMUX_ON_TERMINATE", value_enum, default_value_t = OnTerminate::Detach)]
     pub(super) on_terminate: OnTerminate,
+    /// A file to which one line of JSON is appended for each act of a user: starts, stops, connections, shares, refusals and
+    /// others
+    #[arg(long, env = "KERNELMUX_AUDIT_LOG", value_name = "PATH")]
+    pub(super) audit_log: Option<PathBuf>,
+    /// MiB of the audit log after which it is renamed and begun again
+    #[arg(long, env = "KERNELMUX_AUDIT_LOG_MAX_MIB", default_value_t = 64, value_name = "MIB",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(super) audit_log_max_mib: u64,
+    /// How many renamed audit logs to keep
+    #[arg(long, env = "KERNELMUX_AUDIT_LOG_FILES", default_value_t = 10, value_name = "NUMBER")]
+    pub(super) audit_log_files: u16,
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as info,kernel_provider=debug
     #[arg(long, env = "KERNELMUX_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
+    /// The format of the log
+    #[arg(long, env = "KERNELMUX_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(super) log_format: LogFormat,
     // Last, because their headings apply to all flags after them.
     #[command(flatten)]
     pub(super) sign_in: SignInFlags,
@@ -222,6 +236,15 @@ pub(super) enum LogDurability {
     Batched,
     /// Also a machine failure; clients wait for the disk
     Always,
+}
+
+/// The format of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
 }
 
 /// What SIGTERM does to the kernels.

@@ -103,10 +103,15 @@ impl Reloader {
         };
         let applied = read.and_then(|request| match request {
             Request::Run(settings) => self.apply(settings),
-            _ => Ok(()),
+            _ => Ok(String::new()),
         });
         match applied {
-            Ok(()) => self.last_error = None,
+            Ok(changed) => {
+                self.last_error = None;
+                if !changed.is_empty() {
+                    self.gateway.settings_changed(&changed).await;
+                }
+            }
             Err(error) if self.last_error.as_ref() == Some(&error) => {}
             Err(error) => {
                 error!("the settings stay as they were: {error}");
@@ -115,10 +120,11 @@ impl Reloader {
         }
     }
 
-    fn apply(&mut self, settings: Box<Settings>) -> Result<(), String> {
+    /// Applies the settings and returns the names of those that have changed and take effect now.
+    fn apply(&mut self, settings: Box<Settings>) -> Result<String, String> {
         let mut changes = changes(&self.settings, &settings);
         if changes == Changes::default() {
-            return Ok(());
+            return Ok(String::new());
         }
         let flags = &settings.flags;
         let mut options = (*self.gateway.options()).clone();
@@ -141,8 +147,9 @@ impl Reloader {
         self.manager.set_options(manager);
         self.gateway.set_options(options);
         let list = |keys: &BTreeSet<String>| keys.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        if !changes.now.is_empty() {
-            info!(changed = list(&changes.now), "the settings were reloaded");
+        let changed = list(&changes.now);
+        if !changed.is_empty() {
+            info!(changed, "the settings were reloaded");
         }
         if !changes.later.is_empty() {
             warn!(
@@ -158,7 +165,7 @@ impl Reloader {
             warn!("{warning}");
         }
         self.settings = settings;
-        Ok(())
+        Ok(changed)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use kernel_log::{DiskStore, Durability, LogOptions, LogStore, Logs, WhenFull};
 use kernel_manager::{AtClose, Manager, ManagerOptions};
 use kernel_provider::KernelProvider;
-use kernelmux_gateway::{Access, Gateway, GatewayOptions, serve};
+use kernelmux_gateway::{Access, AuditLog, AuditOptions, Gateway, GatewayOptions, serve};
 use provider_local::{InheritEnv, LocalOptions, LocalProvider};
 #[cfg(target_os = "linux")]
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -21,13 +21,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::reload;
+use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use super::announce::announce;
 use super::data_dir::{self, DataDir};
-use super::flags::{Flags, LogDurability, OnTerminate};
+use super::flags::{Flags, LogDurability, LogFormat, OnTerminate};
 use super::reload::Reloader;
 use super::settings::Settings;
 
@@ -38,17 +38,24 @@ const LEAVE_DEADLINE: Duration = Duration::from_secs(45);
 /// The wanted limit of open files: a kernel needs about five, a client one.
 const OPEN_FILES: u64 = 65_536;
 
+/// What the log's lines come from.
+type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Runs the gateway until a signal ends it.
 pub(super) fn run(settings: Box<Settings>, args: Vec<OsString>) -> Result<()> {
     let flags = &settings.flags;
     let (filter, filter_handle) = reload::Layer::new(flags.log_filter()?);
-    let lines = tracing_subscriber::fmt::layer()
+    let lines = tracing_subscriber::fmt::layer::<Filtered>()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         // A line that cannot be written would be reported with `eprintln!`, which panics for the same reason.
         .log_internal_errors(false);
+    let lines = match flags.log_format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
     tracing_subscriber::registry().with(filter).with(lines).init();
     for warning in &settings.warnings {
         warn!("{warning}");
@@ -144,6 +151,11 @@ impl Running {
         gateway_options(settings, &mut options)?;
         flags.sign_in.apply(&mut options)?;
         flags.tls.apply(&mut options)?;
+        options.audit = flags
+            .audit_log
+            .as_ref()
+            .map(|path| audit_log(path, flags))
+            .transpose()?;
         let manager = manager(settings, &data_dir, recorders).await?;
         let restored = manager.restore().await;
 
@@ -197,6 +209,9 @@ impl Running {
             }
             // `serve` has its own deadline.
             let _ = serving.await;
+            if let Some(audit) = &self.gateway.options().audit {
+                audit.flush().await;
+            }
         };
         tokio::select! {
             () = ending => info!("done"),
@@ -249,6 +264,13 @@ pub(super) fn manager_options(settings: &Settings, options: &mut ManagerOptions)
     options.groups = groups
         .map(|(name, rules)| (name.clone(), rules.for_manager()))
         .collect();
+}
+
+fn audit_log(path: &Path, flags: &Flags) -> Result<AuditLog> {
+    let options = AuditOptions::new(path)
+        .with_max_bytes(flags.audit_log_max_mib << 20)
+        .with_files(flags.audit_log_files.into());
+    Ok(AuditLog::open(options).map_err(|error| format!("--audit-log {}: {error}", path.display()))?)
 }
 
 /// Opens the provider for kernels as processes of this machine.

@@ -7,6 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kernel_manager::ExecutionState;
 use prometheus_client::encoding::{EncodeLabelSet, prometheus_text};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
@@ -19,6 +20,16 @@ use crate::model::STATES;
 #[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
 struct StateLabels {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
+struct SpecLabels {
+    kernelspec: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
+struct GroupLabels {
+    group: String,
 }
 
 /// Metrics for Prometheus.
@@ -67,13 +78,43 @@ fn current(gateway: &Gateway) -> Registry {
     for state in STATES.map(ExecutionState::as_str) {
         by_state.get_or_create(&StateLabels { state }).set(0);
     }
+    let by_spec = Family::<SpecLabels, Gauge>::default();
+    let by_group = Family::<GroupLabels, Gauge>::default();
+    for (group, _) in &gateway.options().groups {
+        by_group.get_or_create(&GroupLabels { group: group.clone() }).set(0);
+    }
     let mut connections = 0;
+    let mut log_bytes = 0;
     for kernel in gateway.manager.list() {
         let state = kernel.state().borrow().as_str();
         by_state.get_or_create(&StateLabels { state }).inc();
+        let kernelspec = kernel.spec_name().to_owned();
+        by_spec.get_or_create(&SpecLabels { kernelspec }).inc();
+        for group in kernel.groups() {
+            by_group.get_or_create(&GroupLabels { group }).inc();
+        }
         connections += *kernel.connections().borrow();
+        log_bytes += kernel.log().bytes();
     }
     registry.register("kernelmux_kernels", "Kernels by state", by_state);
+    registry.register("kernelmux_kernels_by_kernelspec", "Kernels by kernelspec", by_spec);
+    registry.register(
+        "kernelmux_kernels_by_group",
+        "Kernels of the members of groups with rules",
+        by_group,
+    );
+    registry.register(
+        "kernelmux_log_bytes",
+        "The size of the running kernels' logs",
+        ConstGauge::new(log_bytes),
+    );
+    if let Some(audit) = &gateway.options().audit {
+        registry.register(
+            "kernelmux_audit_log_failures",
+            "Lines that could not be written to the audit log",
+            ConstCounter::new(audit.failures()),
+        );
+    }
     registry.register(
         "kernelmux_connections",
         "Clients that are attached to kernels",

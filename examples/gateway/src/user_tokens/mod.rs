@@ -21,9 +21,10 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::FileChanges;
+use crate::audit::Act;
 use crate::identity::Identity;
 use crate::keyed_hash::{KeyedHash, TokenHasher};
+use crate::{AuditLog, FileChanges};
 
 pub use file::{User, UsersFile, UsersFileError};
 pub use token::UserToken;
@@ -121,8 +122,9 @@ impl Users {
         Some(known.user.groups.clone())
     }
 
-    /// Replaces the users. Those that are gone or changed are revoked.
-    fn update(&self, listed: Vec<User>) {
+    /// Replaces the users. Those that are gone or changed are revoked. Returns what has changed.
+    fn update(&self, listed: Vec<User>) -> Vec<String> {
+        let mut changes = Vec::new();
         let mut users = self.users();
         let mut before = std::mem::take(&mut *users);
         for user in listed {
@@ -130,6 +132,7 @@ impl Users {
             let known = match known {
                 Some(known) if known.user == user => known,
                 changed => {
+                    changes.push(format!("{} has a new token, role or group", user.name));
                     before.extend(changed.map(|changed| (user.token_id.clone(), changed)));
                     Arc::new(KnownUser::new(user))
                 }
@@ -139,11 +142,13 @@ impl Users {
         for gone in before.values() {
             gone.revoked.cancel();
             info!(user = gone.user.name, "the user's token was revoked or changed");
+            changes.push(format!("the earlier token of {} was revoked", gone.user.name));
         }
+        changes
     }
 
     /// Reads the file after each change, until the future is dropped. A file that is wrong changes nothing.
-    pub(crate) async fn follow(self) {
+    pub(crate) async fn follow(self, audit: Option<AuditLog>) {
         let mut changes = FileChanges::new(vec![self.shared.file.path().to_owned()]).await;
         let mut last_error = None;
         loop {
@@ -155,7 +160,11 @@ impl Users {
             match listed {
                 Ok(listed) => {
                     last_error = None;
-                    self.update(listed);
+                    for change in self.update(listed) {
+                        if let Some(audit) = &audit {
+                            audit.gateway_act(Act::Users, &change).await;
+                        }
+                    }
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -291,7 +300,7 @@ mod tests {
         let ada = file.add("ada", Role::User, Vec::new()).unwrap();
         let bob = file.add("bob", Role::User, Vec::new()).unwrap();
         let users = Users::open(file.clone()).unwrap();
-        let following = tokio::spawn(users.clone().follow());
+        let following = tokio::spawn(users.clone().follow(None));
         let is_known = async |token: &UserToken| users.find(token.reveal().as_bytes()).await.unwrap().is_some();
         let until = async |token: &UserToken, expected: bool| {
             let waiting = async {
@@ -335,7 +344,7 @@ mod tests {
         let ada = real.add("ada", Role::User, Vec::new()).unwrap();
         let bob = real.add("bob", Role::User, Vec::new()).unwrap();
         let users = Users::open(link.clone()).unwrap();
-        let following = tokio::spawn(users.clone().follow());
+        let following = tokio::spawn(users.clone().follow(None));
         for (file, name, token) in [(&link, "ada", ada), (&real, "bob", bob)] {
             let identity = users.find(token.reveal().as_bytes()).await.unwrap().unwrap();
             file.remove(name).unwrap();

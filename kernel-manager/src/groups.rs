@@ -8,14 +8,14 @@ use kernel_provider::KernelRecord;
 const GROUPS: &str = "groups";
 
 /// Adds the groups to the annotations of a launch.
-pub(super) fn annotate(groups: &[String], annotations: &mut BTreeMap<String, String>) {
+pub(crate) fn annotate(groups: &[String], annotations: &mut BTreeMap<String, String>) {
     if !groups.is_empty() {
         annotations.insert(GROUPS.to_owned(), serde_json::Value::from(groups).to_string());
     }
 }
 
 /// The groups in a kernel's record.
-pub(super) fn of_record(record: &KernelRecord) -> Vec<String> {
+pub(crate) fn of_record(record: &KernelRecord) -> Vec<String> {
     let groups = record.annotations.get(GROUPS);
     groups
         .and_then(|groups| serde_json::from_str(groups).ok())
