@@ -20,7 +20,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kernel_provider::{ExitCause, KernelHandle, KernelProvider as _, LaunchError, LaunchRequest, Progress, Selector};
 use kube::api::DeleteParams;
 use kube::{Api, Client as Kube};
-use provider_k8s::{K8sProvider, Policy, Reach};
+use provider_k8s::{K8sProvider, Policy, Reach, missing_rights};
 use serde_json::json;
 
 async fn answers(kernel: &dyn KernelHandle) {
@@ -53,6 +53,23 @@ async fn two_gateways_launch_the_same_id() {
     let exit = tokio::time::timeout(LONG, second.wait()).await.unwrap();
     assert_eq!(exit.cause, ExitCause::Deleted);
     common::eventually("no leftovers", async || ns.leftovers().await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_rights_are_named() {
+    let Some(ns) = TestNamespace::new().await else { return };
+    // The documented rights are those that the provider uses.
+    assert_eq!(missing_rights(ns.limited.clone(), &ns.name).await.unwrap(), []);
+    let missing = missing_rights(ns.limited.clone(), "default").await.unwrap();
+    let missing: Vec<_> = missing
+        .iter()
+        .map(|right| (right.verb, right.resource.as_str()))
+        .collect();
+    assert!(
+        missing.contains(&("create", "pods")) && missing.contains(&("get", "pods/log")),
+        "{missing:?}"
+    );
+    assert_eq!(missing.len(), 11);
 }
 
 #[tokio::test(flavor = "multi_thread")]

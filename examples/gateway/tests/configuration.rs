@@ -405,3 +405,65 @@ fn a_token_from_a_pipe_survives_a_reload() {
     write_over(&file, "port = 0\nno-list = true\n");
     gateway.until("/api/kernels", "piped", 403);
 }
+
+#[test]
+fn the_doctor_says_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = |args: &[&str]| {
+        let output = gateway(dir.path(), args).arg("doctor").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (status, text) = report(&[]);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("problem  kernelspecs: there are none"), "{text}");
+    assert!(
+        text.contains("ok       data directory: ") && text.contains("does not exist yet"),
+        "{text}"
+    );
+
+    let kernels = dir.path().join("kernels");
+    for (name, program) in [("shell", "/bin/sh"), ("gone", "/nonexistent/kernel")] {
+        fs::create_dir_all(kernels.join(name)).unwrap();
+        let spec = format!(r#"{{"argv": ["{program}"], "display_name": "x", "language": "x"}}"#);
+        fs::write(kernels.join(name).join("kernel.json"), spec).unwrap();
+    }
+    fs::create_dir_all(kernels.join("broken")).unwrap();
+    fs::write(kernels.join("broken/kernel.json"), "{").unwrap();
+    let running = Running::start(dir.path(), &["--port", "0"]);
+    let (status, text) = report(&[
+        "--tls-cert",
+        "/nonexistent/tls.crt",
+        "--tls-key",
+        "k",
+        "--users-file",
+        "/nonexistent",
+    ]);
+    assert_eq!(status, Some(1), "{text}");
+    for line in [
+        "ok       logs: not checked, because a gateway is using them",
+        "ok       clock: it agrees",
+        "ok       kernelspec shell: /bin/sh",
+        "problem  kernelspec gone: its program /nonexistent/kernel does not exist",
+        "problem  certificate: --tls-cert: /nonexistent/tls.crt",
+        "problem  access: /nonexistent does not exist",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("problem  kernelspec: ") && line.contains("broken")),
+        "{text}"
+    );
+    drop(running);
+    fs::remove_dir_all(kernels.join("gone")).unwrap();
+    fs::remove_dir_all(kernels.join("broken")).unwrap();
+    let (status, text) = report(&[]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(
+        text.contains("ok       logs: 0 logs with 0 MiB") && text.contains(" MiB of free space"),
+        "{text}"
+    );
+    let (status, text) = report(&["--kubernetes-namespace", "x"]);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("problem  cluster: "), "{text}");
+}

@@ -222,6 +222,8 @@ pub(super) enum Subcommands {
     /// Check and show the settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Check the data directory, kernelspecs, certificate and cluster, and say what to do
+    Doctor,
 }
 
 /// Quiets libraries that the filter does not name.
@@ -345,6 +347,7 @@ mod tests {
             Request::Print(text) => Err(text),
             Request::User(command, file) => Err(format!("{command:?} {file:?}")),
             Request::Config(command, _) => Err(format!("{command:?}")),
+            Request::Doctor(_) => Err("Doctor".to_owned()),
         }
     }
 

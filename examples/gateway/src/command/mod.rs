@@ -4,6 +4,7 @@ mod announce;
 mod config_command;
 mod config_file;
 mod data_dir;
+mod doctor;
 mod enterprise_gateway;
 mod flags;
 #[cfg(test)]
@@ -40,6 +41,13 @@ pub(crate) fn main() -> ExitCode {
             Ok(text) => print(&text),
             Err(message) => return fail(&message, WRONG_SETTINGS),
         },
+        Ok(Request::Doctor(settings)) => {
+            let report = doctor::run(&settings);
+            match print(&report.text) {
+                Ok(()) if report.has_problem => return ExitCode::FAILURE,
+                printed => printed,
+            }
+        }
         Ok(Request::Run(settings)) => run::run(settings, args).map_err(|error| error.to_string()),
     };
     ended.map_or_else(|message| fail(&message, 1), |()| ExitCode::SUCCESS)

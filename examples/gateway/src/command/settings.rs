@@ -52,6 +52,8 @@ pub(super) enum Request {
     User(UserCommand, Option<PathBuf>),
     /// Check or show these settings.
     Config(ConfigCommand, Box<Settings>),
+    /// Check what a gateway with these settings needs.
+    Doctor(Box<Settings>),
 }
 
 /// All settings, each with its source.
@@ -205,6 +207,7 @@ pub(super) fn read_again(args: &[OsString], token: Option<(PathBuf, String)>) ->
     });
     Ok(match subcommand {
         Some(Subcommands::Config(command)) => Request::Config(command, settings),
+        Some(Subcommands::Doctor) => Request::Doctor(settings),
         _ => Request::Run(settings),
     })
 }

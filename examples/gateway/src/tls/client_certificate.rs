@@ -6,10 +6,10 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
-use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::ext::pkix::name::DirectoryString;
+use x509_cert::{Certificate, TbsCertificate};
 
 use crate::group_roles::GroupRoles;
 use crate::identity::{Identity, InvalidName, checked_name};
@@ -65,7 +65,7 @@ impl ClientCertificate {
         Ok(Self {
             name: checked_name(&name.value())?.to_owned(),
             groups: groups.take(MAX_GROUPS).collect(),
-            expires: DateTime::UNIX_EPOCH + certificate.validity().not_after.to_unix_duration(),
+            expires: end_of(certificate),
             revoked,
         })
     }
@@ -77,6 +77,15 @@ impl ClientCertificate {
         identity.revoked = Some(self.revoked.clone());
         Arc::new(identity)
     }
+}
+
+fn end_of(certificate: &TbsCertificate) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + certificate.validity().not_after.to_unix_duration()
+}
+
+/// When the certificate expires; `None` if it cannot be decoded.
+pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<DateTime<Utc>> {
+    Some(end_of(Certificate::from_der(certificate).ok()?.tbs_certificate()))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use chrono::{DateTime, Utc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
@@ -210,6 +211,14 @@ impl Tls {
                 current: RwLock::new(Arc::new(loaded)),
             }),
         })
+    }
+
+    /// When the certificate expires; `None` if that cannot be read from it.
+    #[must_use]
+    pub fn not_after(&self) -> Option<DateTime<Utc>> {
+        let current = self.current();
+        let chain = certificates(&self.shared.options.certificate, &current.contents.certificate).ok()?;
+        client_certificate::not_after(chain.first()?)
     }
 
     fn current(&self) -> Arc<Loaded> {
