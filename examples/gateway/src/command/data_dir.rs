@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+/// The format of the directory. A gateway reads this one and all earlier ones.
+const FORMAT: u32 = 1;
+
 /// The directory for logs and the kernels' state, locked so that no other gateway uses it.
 #[derive(Debug)]
 pub(super) struct DataDir {
@@ -41,6 +44,7 @@ impl DataDir {
         lock.set_len(0)
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(|error| failed("write to", error))?;
+        check_format(&path)?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -53,6 +57,34 @@ impl DataDir {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Refuses a directory in a newer format, and records the format of a new one. Directories of versions that recorded none
+/// have the first format.
+fn check_format(path: &Path) -> Result<(), String> {
+    let file = path.join("format");
+    let failed = |error: io::Error| format!("cannot use {}: {error}", file.display());
+    match std::fs::read_to_string(&file) {
+        Ok(text) => match text.trim().parse::<u32>() {
+            Ok(format) if format <= FORMAT => Ok(()),
+            Ok(format) => Err(format!(
+                "the data directory {} has the format {format} of a newer gateway, and this one knows {FORMAT}; use that \
+                 version, or restore a backup from before the upgrade",
+                path.display()
+            )),
+            Err(_) => Err(format!(
+                "{} is damaged: it must contain the number of the data directory's format, such as {FORMAT}",
+                file.display()
+            )),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Renamed, so that it is never there without its content.
+            let new = path.join("format.new");
+            let written = std::fs::write(&new, format!("{FORMAT}\n")).and_then(|()| File::open(&new)?.sync_all());
+            written.and_then(|()| std::fs::rename(&new, &file)).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -91,6 +123,29 @@ mod tests {
         drop(first);
         let second = DataDir::take(path).unwrap();
         assert!(second.folder("logs").unwrap().is_dir());
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_and_an_older_one_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().to_owned();
+        drop(DataDir::take(path.clone()).unwrap());
+        let file = path.join("format");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "1\n");
+        drop(DataDir::take(path.clone()).unwrap());
+        std::fs::write(&file, "2\n").unwrap();
+        let message = DataDir::take(path.clone()).unwrap_err();
+        assert!(message.contains("the format 2 of a newer gateway"), "{message}");
+        for damaged in ["", "x", "-1", "1 2"] {
+            std::fs::write(&file, damaged).unwrap();
+            let message = DataDir::take(path.clone()).unwrap_err();
+            assert!(message.contains("is damaged"), "{damaged:?}: {message}");
+        }
+        // A gateway that recorded no format, or was killed before it could.
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(path.join("format.new"), "").unwrap();
+        drop(DataDir::take(path).unwrap());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "1\n");
     }
 
     #[test]
