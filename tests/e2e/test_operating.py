@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from harness.gateway import REPO, Gateway
 from harness.waiting import eventually
 
@@ -57,6 +60,30 @@ def test_a_backup_of_a_running_gateway_has_all_logs_without_gaps(
         assert restored.rest("GET", "api/kernels").json() == []
     finally:
         restored.close()
+
+
+def test_dashboard_and_alerts_use_metrics_that_exist(start_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text("max-kernels = 1\n[groups.staff]\nmax-kernels = 5\n")
+    gateway = start_gateway("--config", str(config), "--audit-log", str(tmp_path / "audit.jsonl"))
+    gateway.start_kernel()
+    # The limit is reached, and the answer is counted.
+    assert gateway.rest("POST", "api/kernels", json={"name": "python3"}).status_code == 403
+    text = gateway.rest("GET", "metrics").text
+    existing = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    folder = REPO / "deploy" / "monitoring"
+    dashboard = json.loads((folder / "grafana-dashboard.json").read_text())
+    used = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((folder / "alerts.yaml").read_text())["groups"][0]["rules"]
+    used += [rule["expr"] for rule in rules]
+    assert len(dashboard["panels"]) >= 10 and len(rules) >= 5
+    for expression in used:
+        names = set(re.findall(r"\b(?:kernelmux|process)_[a-z_]+", expression))
+        assert names, expression
+        assert names <= existing, f"{expression}: {sorted(names - existing)} do not exist"
+        labels = set(re.findall(r"[({,] ?(state|kernelspec|group|outcome|event|limit|status|route)\b", expression))
+        for label in labels:
+            assert f'{label}="' in text, f"{expression}: there is no label {label}"
 
 
 def test_the_systemd_unit_is_valid_and_restricted(tmp_path: Path) -> None:
