@@ -206,6 +206,20 @@ async fn connected_clients_are_warned_before_their_kernel_is_culled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_warning_does_not_prolong_a_short_idle_time() {
+    let provider = provider();
+    let warned = Culling::after(Duration::from_secs(2))
+        .with_connected(true)
+        .with_warning(Duration::from_secs(3_600));
+    let manager = manager(&provider, culling(warned));
+    let kernel = start(&manager, of("ada", &[])).await;
+    let _client = kernel.attach("s");
+    assert!(warning(&kernel).await.0 <= 1);
+    death(&kernel).await;
+    soon(manager.close(AtClose::EndKernels)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_kernel_that_is_used_after_a_warning_lives_on() {
     let provider = provider();
     // Beyond the length of the test, so that only the warning comes.

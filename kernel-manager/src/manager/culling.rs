@@ -84,7 +84,6 @@ async fn run(manager: Weak<ManagerInner>, mut options: watch::Receiver<Arc<Manag
 /// known.
 fn cull(manager: &ManagerInner, kernels: &[Arc<Kernel>], warned: &mut HashMap<KernelId, DateTime<Utc>>) -> Duration {
     let options = manager.options();
-    let warning = options.culling.warning;
     warned.retain(|id, _| kernels.iter().any(|kernel| kernel.id() == *id));
     let mut wait = Duration::MAX;
     for kernel in kernels {
@@ -94,6 +93,7 @@ fn cull(manager: &ManagerInner, kernels: &[Arc<Kernel>], warned: &mut HashMap<Ke
             warned.remove(&id);
             continue;
         };
+        let warning = due.warning(options.culling.warning);
         let has_clients = *kernel.connections().borrow() > 0;
         let end = if warning.is_zero() || !has_clients {
             due.at
@@ -192,6 +192,12 @@ impl Due {
         } else {
             ExitCause::TooOld(time)
         }
+    }
+
+    /// How long before the end clients are warned: half of the idle time or age if that is not longer than `wanted`.
+    fn warning(&self, wanted: Duration) -> Duration {
+        let period = (self.at - self.since).to_std().unwrap_or_default();
+        if wanted < period { wanted } else { period / 2 }
     }
 
     fn reason(&self) -> String {

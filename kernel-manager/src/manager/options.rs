@@ -252,8 +252,9 @@ pub struct Culling {
     /// The age at which a kernel is ended, even if it is busy or has clients; zero for never. A restart of a kernel does
     /// not change its age.
     pub max_age: Duration,
-    /// How long before its end attached clients are [warned](kernel_log::Lifecycle::Culling); zero for no warning. A
-    /// kernel with attached clients is never ended earlier after a warning.
+    /// How long before its end attached clients are [warned](kernel_log::Lifecycle::Culling); zero for no warning. If
+    /// the idle timeout or the greatest age is not longer, half of it. A kernel with attached clients is never ended
+    /// earlier after a warning.
     pub warning: Duration,
 }
 

@@ -107,7 +107,8 @@ pub(super) struct Flags {
     /// End kernels at this age, in seconds, even if they are busy; 0 never does
     #[arg(long, env = "KERNELMUX_CULL_MAX_AGE", default_value_t = 0, value_name = "SECONDS")]
     pub(super) cull_max_age: u64,
-    /// How long before the end of a kernel its connected clients are warned, in seconds; 0 for no warning
+    /// How long before the end of a kernel its connected clients are warned, in seconds; 0 for no warning. If the idle time is
+    /// not longer, half of it
     #[arg(long, env = "KERNELMUX_CULL_WARNING", default_value_t = 60, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(..=24 * 60 * 60))]
     pub(super) cull_warning: u64,
