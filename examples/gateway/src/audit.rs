@@ -235,7 +235,7 @@ impl AuditedRequest {
         if act.is_none() && !is_refused {
             return None;
         }
-        // The address of what was made ends with its id.
+        // The address of a new kernel or session ends with its id.
         let made = response.headers().get(header::LOCATION);
         let made = made.and_then(|made| made.to_str().ok()?.rsplit('/').next());
         let id = made.filter(|_| act == Some(Act::Start)).unwrap_or(&self.id);

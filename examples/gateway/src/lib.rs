@@ -230,7 +230,7 @@ impl Gateway {
     }
 }
 
-/// Counts the kernels' events, and records the ends of kernels that nobody requested.
+/// Counts the kernels' events, and records kernels that were culled or died.
 async fn follow_events(manager: Manager, metrics: Arc<Metrics>, audit: Option<AuditLog>) {
     let mut events = manager.events();
     drop(manager);

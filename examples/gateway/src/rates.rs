@@ -66,7 +66,7 @@ impl RateLimits {
     }
 }
 
-/// What is limited.
+/// A kind of limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limited {
     Starts,
@@ -210,7 +210,7 @@ mod tests {
         for _ in 0..100 {
             rates.count(Limited::Starts, "ada").unwrap();
         }
-        // Another limit leaves this one as it was; a changed one begins anew.
+        // Another limit leaves this one as it was; a changed one starts from zero.
         rates.set(RateLimits::default().with_requests(2).with_starts(1));
         assert!(rates.count(Limited::Requests, "ada").is_err());
         rates.set(RateLimits::default().with_requests(3));

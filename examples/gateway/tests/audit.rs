@@ -1,4 +1,4 @@
-//! The audit log: which acts it has, and what it never has.
+//! The audit log: the recorded acts, without secrets.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;

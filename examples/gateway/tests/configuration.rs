@@ -98,7 +98,7 @@ fn flags_override_variables_which_override_the_file_and_enterprise_gateway() {
         "no-list = false # command line"
     );
 
-    // What it prints is a configuration file with the same settings.
+    // The output is a configuration file with the same settings.
     let copy = dir.path().join("copy.toml");
     fs::write(&copy, &shown).unwrap();
     let mut again = gateway(dir.path(), &[]);
