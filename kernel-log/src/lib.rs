@@ -58,6 +58,7 @@ mod acknowledged;
 mod block;
 #[cfg(feature = "testing")]
 pub mod conformance;
+mod counters;
 mod cursor;
 mod entry;
 mod execution_status;
@@ -80,6 +81,7 @@ mod unrecorded;
 mod writer;
 
 pub use block::Block;
+pub use counters::LogCounters;
 pub use cursor::{Cursor, Epoch, InvalidCursor, Seq};
 pub use entry::{Entry, NewEntry, Origin};
 pub use execution_status::{ExecutionStatus, InvalidExecutionStatus};

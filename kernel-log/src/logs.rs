@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jupyter_protocol::KernelId;
 
+use super::counters::LogCounters;
 use super::large_blocks::ReadMemory;
 use super::open_log::{OpenLog, StoredWithBounds};
 use super::quotas::{self, Quota, Quotas};
@@ -92,6 +93,18 @@ impl Logs {
     #[must_use]
     pub fn stored_age(&self) -> Option<Duration> {
         self.options.stored_age
+    }
+
+    /// What the store has accepted and refused since these logs were opened.
+    #[must_use]
+    pub fn counters(&self) -> LogCounters {
+        self.writer.queue().counters.read()
+    }
+
+    /// Bytes of all logs that wait to be stored.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.writer.queue().waiting_bytes()
     }
 
     /// Opens the kernel's log for appending, and creates it if necessary. For an open log, returns another handle.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use jupyter_protocol::Backoff;
 
+use super::counters::Counters;
 use super::open_log::{OpenLog, Retry};
 use super::sync::{self, Syncer, Wanted};
 use super::{Block, Durability, LogOptions, LogStore, Seq};
@@ -89,6 +90,7 @@ pub(super) struct Queue {
     wanted: Option<Arc<Wanted>>,
     /// Bytes of all logs that wait to be stored.
     waiting_bytes: Arc<AtomicUsize>,
+    pub(super) counters: Arc<Counters>,
     /// When to stop trying to store blocks that the store refuses, once the logs are being closed.
     deadline: Arc<OnceLock<Instant>>,
 }
@@ -173,6 +175,7 @@ impl Rounds {
             queue,
             wanted,
             waiting_bytes: Arc::default(),
+            counters: Arc::default(),
             deadline,
         };
         (queue, rounds)
@@ -334,6 +337,7 @@ fn store(log: &OpenLog) -> Stored {
         Some(block) => log.stored.append(block, &index),
         None => log.stored.index_put(&index),
     };
+    log.writer.counters.count(block.as_ref(), stored.is_ok());
     let mut state = log.state();
     match &stored {
         Err(error) if log.is_retried(&state, error) => {

@@ -165,6 +165,13 @@ async fn a_log_that_waits_for_a_full_disk_misses_nothing() {
         let mut last = fill(&log).await;
         let head = log.head();
         assert!(head.0 < last, "{last} is stored");
+        let counters = logs.counters();
+        assert_eq!(counters.entries, head.0);
+        assert!(
+            counters.bytes >= 50_000 * head.0 && counters.refused_writes > 0,
+            "{counters:?}"
+        );
+        assert!(logs.waiting_bytes() >= 50_000);
         // If the process were killed now, its log would have exactly the entries that readers could read.
         copy(&folder, elsewhere.path());
         let left = self::logs(elsewhere.path()).open(id).await.unwrap();
@@ -176,6 +183,7 @@ async fn a_log_that_waits_for_a_full_disk_misses_nothing() {
         log.flushed().await;
         assert!(log.is_recorded());
         assert_eq!(log.head(), Seq(last), "an entry was added");
+        assert_eq!((logs.counters().entries, logs.waiting_bytes()), (last, 0));
         drop(log);
         logs.close().await.unwrap();
         last

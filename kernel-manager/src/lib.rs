@@ -22,6 +22,6 @@ pub use manager::{
     StartError, StartRequest,
 };
 pub use session::{
-    Comm, ExecutionFilter, ExecutionOutputs, ExecutionPage, ExecutionRecord, ExecutionState, Executions, RequestError,
-    SendError, is_follow_request,
+    Comm, ExecutionFilter, ExecutionOutputs, ExecutionPage, ExecutionRecord, ExecutionState, Executions,
+    RefusedMessages, RequestError, SendError, is_follow_request,
 };

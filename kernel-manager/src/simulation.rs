@@ -44,6 +44,7 @@ impl SimulatedKernel {
         let options = RecorderOptions {
             runtime: None,
             memory: MessageMemory::new(256 << 20),
+            refused: Arc::default(),
         };
         let recorder = Recorder::load(log.clone(), options).await?;
         let sessions = Sessions::load(log).await?;

@@ -164,7 +164,7 @@ fn message(signature: &[u8], content: &[u8]) -> Vec<u8> {
 }
 
 /// Checks that round trips with another kernel succeed during the attack, and that the attack causes few log lines.
-async fn check_flood(channel: Channel, bytes: Vec<u8>) {
+async fn check_flood(channel: Channel, bytes: Vec<u8>) -> u64 {
     let lines = Arc::new(AtomicUsize::new(0));
     let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(LogLines(lines.clone())));
     let interposer = Arc::new(Interposer::default());
@@ -193,18 +193,22 @@ async fn check_flood(channel: Channel, bytes: Vec<u8>) {
     assert!(attack.is_running(), "the attack ended before the round trips");
     drop(attack);
     assert!(lines.load(Ordering::Relaxed) < 10, "{lines:?} lines");
+    let refused = manager.refused_messages().invalid;
     drop(hostile);
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
+    refused
 }
 
 #[tokio::test]
 async fn a_flood_of_badly_signed_messages_stops_no_other_kernel() {
-    check_flood(Channel::Iopub, message(&[b'0'; 64], b"{}").repeat(100)).await;
+    let refused = check_flood(Channel::Iopub, message(&[b'0'; 64], b"{}").repeat(100)).await;
+    assert!(refused > 0);
 }
 
 #[tokio::test]
 async fn a_flood_of_badly_signed_replies_stops_no_other_kernel() {
-    check_flood(Channel::Shell, message(&[b'0'; 64], b"{}").repeat(100)).await;
+    let refused = check_flood(Channel::Shell, message(&[b'0'; 64], b"{}").repeat(100)).await;
+    assert!(refused > 0);
 }
 
 #[tokio::test]

@@ -81,7 +81,7 @@ def test_dashboard_and_alerts_use_metrics_that_exist(start_gateway: Callable[...
         names = set(re.findall(r"\b(?:kernelmux|process)_[a-z_]+", expression))
         assert names, expression
         assert names <= existing, f"{expression}: {sorted(names - existing)} do not exist"
-        labels = set(re.findall(r"[({,] ?(state|kernelspec|group|outcome|event|limit|status|route)\b", expression))
+        labels = set(re.findall(r"[({,] ?(state|kernelspec|group|outcome|event|limit|status|route|phase|reason|connected)\b", expression))
         for label in labels:
             assert f'{label}="' in text, f"{expression}: there is no label {label}"
 

@@ -1,32 +1,36 @@
-//! The audit log: one line of JSON for each act of a user, without code and output.
+//! The audit log: one line of JSON for each act of a user, without output, and without code unless it is switched on.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::MatchedPath;
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{Extensions, Method, StatusCode, header};
 use axum::response::Response;
 use chrono::{SecondsFormat, Utc};
-use kernel_manager::{KernelEvent, KernelEventKind};
-use serde::Serialize;
+use jupyter_protocol::{Channel, WireMessage};
+use kernel_manager::{Kernel, KernelEvent, KernelEventKind};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use crate::Gateway;
 use crate::identity::Identity;
 use crate::request_log::RequestId;
+use crate::shares::Share;
 use crate::trusted_header::PeerAddress;
 
 /// How many lines may wait for the disk. Beyond that, requests wait.
 const QUEUE: usize = 1_024;
 /// How many characters of an id in a path are recorded.
 const MAX_ID: usize = 64;
+/// How many bytes of code are recorded for an execution.
+const MAX_CODE: usize = 64 << 10;
 
 /// Where the audit log is, and how much of it is kept.
 ///
@@ -45,16 +49,19 @@ pub struct AuditOptions {
     pub max_bytes: u64,
     /// How many renamed files are kept, with `.1` appended to the path of the newest one.
     pub files: usize,
+    /// Whether the code that users run is recorded, up to 64 KiB of each execution.
+    pub code: bool,
 }
 
 impl AuditOptions {
-    /// Files of 64 MiB, of which ten are kept in addition to the current one.
+    /// Files of 64 MiB without code, of which ten are kept in addition to the current one.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             max_bytes: 64 << 20,
             files: 10,
+            code: false,
         }
     }
 
@@ -71,11 +78,19 @@ impl AuditOptions {
         self.files = files;
         self
     }
+
+    /// Sets whether code is recorded.
+    #[must_use]
+    pub fn with_code(mut self, code: bool) -> Self {
+        self.code = code;
+        self
+    }
 }
 
 /// An audit log. Clones share it.
 #[derive(Clone, Debug)]
 pub struct AuditLog {
+    has_code: bool,
     queue: mpsc::Sender<Item>,
     failures: Arc<AtomicU64>,
 }
@@ -99,8 +114,12 @@ pub(crate) enum Act {
     /// Outputs, executions or comms were read.
     Read,
     Run,
+    /// Code that a user runs, if code is recorded.
+    Execute,
     /// A share was made.
     Share,
+    /// Somebody with the link of a share viewed its page.
+    View,
     /// A share was ended, or shares were listed.
     ManageShares,
     RemoveLog,
@@ -168,6 +187,18 @@ struct Record<'a> {
     status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
+    #[serde(flatten)]
+    execution: Option<Execution<'a>>,
+}
+
+/// Code that a user runs.
+#[derive(Debug, Serialize)]
+struct Execution<'a> {
+    msg_id: &'a str,
+    code: &'a str,
+    /// The length of the whole code, if only its beginning is recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code_bytes: Option<usize>,
 }
 
 impl Record<'_> {
@@ -184,6 +215,7 @@ impl Record<'_> {
             request_id: None,
             status: None,
             detail: None,
+            execution: None,
         }
     }
 
@@ -251,12 +283,84 @@ impl AuditedRequest {
             request_id: self.request_id.as_ref().map(RequestId::as_str),
             status: Some(status.as_u16()),
             detail: None,
+            execution: None,
         };
         Some(record.line())
     }
 }
 
+/// Records the code that a client runs.
+pub(crate) struct CodeAudit {
+    log: AuditLog,
+    caller: Arc<Identity>,
+    address: Option<IpAddr>,
+    request_id: Option<RequestId>,
+    id: String,
+    owner: Option<String>,
+}
+
+impl CodeAudit {
+    /// For the client that sent a request with these extensions; `None` if code is not recorded.
+    pub(crate) fn new(gateway: &Gateway, request: &Extensions, kernel: &Kernel) -> Option<Self> {
+        Some(Self {
+            log: gateway.options().audit.clone().filter(|log| log.has_code)?,
+            caller: request.get::<Arc<Identity>>()?.clone(),
+            address: request.get::<PeerAddress>().map(|peer| peer.0),
+            request_id: request.get::<RequestId>().cloned(),
+            id: kernel.id().to_string(),
+            owner: kernel.owner().map(str::to_owned),
+        })
+    }
+
+    /// Records the message if it is an `execute_request`.
+    pub(crate) async fn message(&self, channel: Channel, message: &WireMessage) {
+        let Ok(header) = message.header_ref() else { return };
+        if channel != Channel::Shell || header.msg_type != "execute_request" {
+            return;
+        }
+        #[derive(Deserialize)]
+        struct Request {
+            code: String,
+        }
+        // A kernel refuses a request without code.
+        if let Ok(Request { code }) = serde_json::from_slice(message.content()) {
+            self.code(&header.msg_id, &code).await;
+        }
+    }
+
+    async fn code(&self, msg_id: &str, code: &str) {
+        let shown = &code[..code.floor_char_boundary(MAX_CODE)];
+        let record = Record {
+            user: self.caller.name.as_deref(),
+            role: Some(self.caller.role.as_str()),
+            address: self.address,
+            id: Some(&self.id),
+            owner: self.owner.as_deref(),
+            request_id: self.request_id.as_ref().map(RequestId::as_str),
+            execution: Some(Execution {
+                msg_id,
+                code: shown,
+                code_bytes: (shown.len() < code.len()).then_some(code.len()),
+            }),
+            ..Record::of_gateway(Act::Execute)
+        };
+        self.log.record(&record).await;
+    }
+}
+
 impl AuditLog {
+    /// Records that somebody viewed the page of a share.
+    pub(crate) async fn view(&self, share: &Share, address: Option<IpAddr>) {
+        let (id, detail) = (share.kernel.id.to_string(), format!("share {}", share.id));
+        self.record(&Record {
+            address,
+            id: Some(&id),
+            detail: Some(&detail),
+            ..Record::of_gateway(Act::View)
+        })
+        .await;
+    }
+
     /// Records an act of the gateway itself.
     pub(crate) async fn gateway_act(&self, act: Act, detail: &str) {
         let detail = Some(detail);
@@ -291,16 +395,22 @@ impl AuditLog {
     pub fn open(options: AuditOptions) -> io::Result<Self> {
         let (queue, items) = mpsc::channel(QUEUE);
         let failures = Arc::default();
+        let has_code = options.code;
         let writer = Writer {
             file: open(&options.path)?,
             options,
             failures: Arc::clone(&failures),
             last_error: None,
+            may_be_torn: true,
         };
         std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || writer.run(items))?;
-        Ok(Self { queue, failures })
+        Ok(Self {
+            has_code,
+            queue,
+            failures,
+        })
     }
 
     async fn record(&self, record: &Record<'_>) {
@@ -328,7 +438,8 @@ impl AuditLog {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(0o600).open(path)
 }
 
 struct Writer {
@@ -336,6 +447,8 @@ struct Writer {
     file: File,
     failures: Arc<AtomicU64>,
     last_error: Option<String>,
+    /// Whether the last line may be incomplete, because writing it failed or the gateway was killed.
+    may_be_torn: bool,
 }
 
 impl Writer {
@@ -355,6 +468,7 @@ impl Writer {
         match self.try_write(line) {
             Ok(()) => self.last_error = None,
             Err(error) => {
+                self.may_be_torn = true;
                 self.failures.fetch_add(1, Ordering::Relaxed);
                 let error = error.to_string();
                 if self.last_error.as_ref() != Some(&error) {
@@ -369,8 +483,16 @@ impl Writer {
         let size = self.file.metadata()?.len();
         if size > 0 && size.saturating_add(line.len() as u64) > self.options.max_bytes {
             self.rotate()?;
+        } else if self.may_be_torn && size > 0 {
+            let mut last = [0];
+            self.file.read_exact_at(&mut last, size - 1)?;
+            if last != *b"\n" {
+                self.file.write_all(b"\n")?;
+            }
         }
-        self.file.write_all(line)
+        self.file.write_all(line)?;
+        self.may_be_torn = false;
+        Ok(())
     }
 
     /// Renames the files: the current one to `.1`, that one to `.2`, and so on. The oldest is replaced.
@@ -408,6 +530,18 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::authorization::{Action, ROUTES, Use};
+
+    #[test]
+    fn each_route_that_does_something_is_an_act() {
+        for (method, route, action) in ROUTES {
+            let is_lookup = matches!(
+                action,
+                Action::Ask | Action::Measure | Action::Kernel(Use::See) | Action::Session(Use::See)
+            );
+            assert_eq!(act_of(method, route).is_none(), is_lookup, "{method} {route}");
+        }
+    }
 
     fn lines(path: &Path) -> Vec<Value> {
         let text = std::fs::read_to_string(path).unwrap();
@@ -448,6 +582,37 @@ mod tests {
         assert_eq!(details.last().unwrap(), "1 9");
         let newest: Vec<String> = (0..10).map(|number| format!("1 {number}")).collect();
         assert!(details.ends_with(&newest), "{details:?}");
+    }
+
+    #[test]
+    fn a_line_after_an_incomplete_one_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        std::fs::write(&path, r#"{"act":"st"#).unwrap();
+        let mut writer = Writer {
+            file: open(&path).unwrap(),
+            options: AuditOptions::new(&path),
+            failures: Arc::default(),
+            last_error: None,
+            may_be_torn: true,
+        };
+        let line = Record::of_gateway(Act::Settings).line();
+        writer.write(&line);
+        writer.write(&line);
+        // A file that cannot be written, and then a part of a line as a full disk leaves it.
+        let good = std::mem::replace(&mut writer.file, File::open(&path).unwrap());
+        writer.write(&line);
+        assert_eq!(writer.failures.load(Ordering::Relaxed), 1);
+        writer.file = good;
+        writer.file.write_all(&line[..line.len() / 2]).unwrap();
+        writer.write(&line);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let complete: Vec<bool> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).is_ok())
+            .collect();
+        assert_eq!(complete, [false, true, true, false, true], "{text}");
+        assert!(text.ends_with('\n') && !text.contains("\n\n"), "{text}");
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use jupyter_protocol::KernelId;
@@ -10,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
+use crate::metrics::Metrics;
 use crate::model::timestamp;
 
 /// The most starts that are remembered. Beyond that, the oldest is forgotten.
@@ -36,6 +38,18 @@ pub(crate) enum KernelPhase {
 }
 
 impl KernelPhase {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Scheduled => "scheduled",
+            Self::Pulling => "pulling",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::Dead => "dead",
+        }
+    }
+
     /// Whether the stream of progress events ends with this phase.
     pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Ready | Self::Failed | Self::Dead)
@@ -75,6 +89,9 @@ pub(crate) struct Launch {
     /// The kernel's owner.
     owner: Option<String>,
     progress: watch::Sender<ProgressModel>,
+    /// When the current phase began.
+    entered: Mutex<Instant>,
+    metrics: Arc<Metrics>,
     /// The previous start. Its own `before` is `None`, so that starts do not form a growing chain.
     before: Option<Arc<Launch>>,
 }
@@ -115,6 +132,10 @@ impl Launch {
     fn set(&self, phase: KernelPhase, reason: Option<String>) {
         self.progress.send_if_modified(|progress| {
             let changed = progress.phase != phase || progress.reason != reason;
+            if progress.phase != phase {
+                let entered = std::mem::replace(&mut *kernel_provider::lock(&self.entered), Instant::now());
+                self.metrics.start_phase(progress.phase.as_str(), entered.elapsed());
+            }
             if changed {
                 *progress = ProgressModel::new(phase, reason, Utc::now());
             }
@@ -135,7 +156,7 @@ struct Known {
 
 impl Launches {
     /// Begins a start, unless one of the same kernel is under way.
-    pub(crate) fn begin(&self, kernel: KernelId, owner: Option<&str>) -> Option<Arc<Launch>> {
+    pub(crate) fn begin(&self, kernel: KernelId, owner: Option<&str>, metrics: &Arc<Metrics>) -> Option<Arc<Launch>> {
         let mut known = kernel_provider::lock(&self.0);
         let before = match known.by_kernel.get(&kernel).cloned() {
             Some(before) if !before.progress.borrow().phase.is_final() => return None,
@@ -146,6 +167,8 @@ impl Launches {
             Arc::new(Launch {
                 owner: before.owner.clone(),
                 progress: watch::Sender::new(progress),
+                entered: Mutex::new(Instant::now()),
+                metrics: metrics.clone(),
                 before: None,
             })
         });
@@ -155,6 +178,8 @@ impl Launches {
         let launch = Arc::new(Launch {
             owner: owner.map(str::to_owned),
             progress: watch::Sender::new(ProgressModel::new(KernelPhase::Queued, None, Utc::now())),
+            entered: Mutex::new(Instant::now()),
+            metrics: metrics.clone(),
             before,
         });
         known.by_kernel.insert(kernel, launch.clone());
@@ -194,11 +219,15 @@ impl Launches {
 mod tests {
     use super::*;
 
+    fn begin(launches: &Launches, id: KernelId, owner: Option<&str>) -> Option<Arc<Launch>> {
+        launches.begin(id, owner, &Arc::default())
+    }
+
     #[test]
     fn a_start_goes_through_its_steps_and_is_not_replaced_before_its_end() {
         let launches = Launches::default();
         let id = KernelId::random();
-        let launch = launches.begin(id, Some("ada")).unwrap();
+        let launch = begin(&launches, id, Some("ada")).unwrap();
         assert_eq!(launch.owner(), Some("ada"));
         let phase = || launch.progress().borrow().phase;
         assert_eq!(phase(), KernelPhase::Queued);
@@ -210,11 +239,11 @@ mod tests {
         ] {
             launch.report(stage);
             assert_eq!(phase(), expected);
-            assert!(launches.begin(id, Some("ada")).is_none());
+            assert!(begin(&launches, id, Some("ada")).is_none());
         }
         launch.failed("no room".to_owned());
         assert_eq!(launch.progress().borrow().reason.as_deref(), Some("no room"));
-        let refused = launches.begin(id, Some("bob")).unwrap();
+        let refused = begin(&launches, id, Some("bob")).unwrap();
         refused.failed("too many".to_owned());
         launches.withdraw(id, &refused);
         let known = launches.get(id).unwrap().progress().borrow().reason.clone();
@@ -222,7 +251,7 @@ mod tests {
         assert_eq!(launches.get(id).unwrap().owner(), Some("ada"));
 
         let other = KernelId::random();
-        let refused = launches.begin(other, Some("ada")).unwrap();
+        let refused = begin(&launches, other, Some("ada")).unwrap();
         launches.withdraw(other, &refused);
         assert!(launches.get(other).is_none());
     }
@@ -232,7 +261,7 @@ mod tests {
         let launches = Launches::default();
         let ids: Vec<_> = (0..=MAX_LAUNCHES).map(|_| KernelId::random()).collect();
         for id in &ids {
-            assert!(launches.begin(*id, Some("ada")).is_some());
+            assert!(begin(&launches, *id, Some("ada")).is_some());
         }
         assert!(launches.get(ids[0]).is_none());
         assert!(launches.get(ids[1]).is_some());

@@ -30,6 +30,7 @@ mod options;
 mod origin;
 mod profiles;
 mod rates;
+mod reader_lag;
 mod replace_file;
 mod request_log;
 mod routes;
@@ -81,6 +82,7 @@ use launches::Launches;
 use live::Live;
 use metrics::Metrics;
 use rates::Rates;
+use reader_lag::Positions;
 use routes::OutputLimits;
 use sessions::Sessions;
 use shares::Shares;
@@ -96,6 +98,7 @@ pub struct Gateway {
     output_limits: OutputLimits,
     launches: Arc<Launches>,
     rates: Rates,
+    positions: Positions,
     shares: Arc<Shares>,
     live: Live,
     started: DateTime<Utc>,
@@ -152,6 +155,7 @@ impl Gateway {
             output_limits: OutputLimits::default(),
             launches: Arc::default(),
             rates: Rates::new(rates),
+            positions: Positions::default(),
             shares,
             live: Live::default(),
             started,

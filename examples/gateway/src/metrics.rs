@@ -40,6 +40,11 @@ struct StartLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
+struct PhaseLabels {
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
 struct LimitLabels {
     limit: &'static str,
 }
@@ -51,6 +56,7 @@ pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram>,
     starts: Family<StartLabels, Histogram>,
+    start_phases: Family<PhaseLabels, Histogram>,
     refusals: Family<LimitLabels, Counter>,
 }
 
@@ -73,11 +79,17 @@ impl Default for Metrics {
             durations.clone(),
         );
         let starts: Family<_, Histogram> = Family::new_with_constructor(|| Histogram::new(START_BUCKETS));
+        let start_phases: Family<_, Histogram> = Family::new_with_constructor(|| Histogram::new(START_BUCKETS));
         let refusals = Family::default();
         registry.register(
             "kernelmux_kernel_start_duration_seconds",
             "How long starts of kernels took, until the kernel answered or the start failed",
             starts.clone(),
+        );
+        registry.register(
+            "kernelmux_kernel_start_phase_duration_seconds",
+            "How long starts of kernels stayed in each phase",
+            start_phases.clone(),
         );
         registry.register(
             "kernelmux_limit_refusals",
@@ -90,6 +102,7 @@ impl Default for Metrics {
             requests,
             durations,
             starts,
+            start_phases,
             refusals,
         }
     }
@@ -117,6 +130,12 @@ impl Metrics {
             outcome: if is_started { "started" } else { "failed" },
         };
         self.starts.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Counts a phase of a start.
+    pub(crate) fn start_phase(&self, phase: &'static str, took: Duration) {
+        let labels = PhaseLabels { phase };
+        self.start_phases.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// Counts a refusal by this limit.

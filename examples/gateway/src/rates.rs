@@ -77,29 +77,37 @@ pub(crate) enum Limited {
 impl Limited {
     const ALL: [Self; 3] = [Self::Starts, Self::Requests, Self::Connections];
 
-    fn name(self) -> &'static str {
+    /// The names in metrics, and in messages to users.
+    fn names(self) -> (&'static str, &'static str) {
         match self {
-            Self::Starts => "starts of kernels",
-            Self::Requests => "requests",
-            Self::Connections => "connections",
+            Self::Starts => ("starts", "starts of kernels"),
+            Self::Requests => ("requests", "requests"),
+            Self::Connections => ("connections", "connections"),
         }
     }
 }
 
-type Limiter = RateLimiter<String, HashMapStateStore<String>, DefaultClock>;
-
-/// What users have left of their limits.
-#[derive(Default)]
-pub(crate) struct Rates {
-    current: RwLock<Current>,
-    checks: AtomicU32,
+/// A limit, and what users have left of it.
+struct Limit {
+    per_minute: NonZeroU32,
+    users: RateLimiter<String, HashMapStateStore<String>, DefaultClock>,
 }
 
+impl Limit {
+    fn new(per_minute: NonZeroU32) -> Self {
+        Self {
+            per_minute,
+            users: RateLimiter::hashmap(Quota::per_minute(per_minute)),
+        }
+    }
+}
+
+/// The limits in force.
 #[derive(Default)]
-struct Current {
-    limits: RateLimits,
-    /// For each of [`Limited::ALL`].
-    limiters: [Option<Arc<Limiter>>; 3],
+pub(crate) struct Rates {
+    /// Indexed by [`Limited`].
+    limits: RwLock<[Option<Arc<Limit>>; Limited::ALL.len()]>,
+    checks: AtomicU32,
 }
 
 /// A limit that is reached.
@@ -120,14 +128,17 @@ impl Rates {
 
     /// Replaces the limits. A limit that stays keeps what users have left.
     pub(crate) fn set(&self, limits: RateLimits) {
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        for (kind, limiter) in Limited::ALL.into_iter().zip(0..) {
-            if limits.of(kind) != current.limits.of(kind) {
-                let quota = limits.of(kind).map(Quota::per_minute);
-                current.limiters[limiter] = quota.map(|quota| Arc::new(RateLimiter::hashmap(quota)));
+        let mut current = self.limits.write().unwrap_or_else(PoisonError::into_inner);
+        for kind in Limited::ALL {
+            let current = &mut current[kind as usize];
+            if limits.of(kind) != current.as_ref().map(|limit| limit.per_minute) {
+                *current = limits.of(kind).map(|limit| Arc::new(Limit::new(limit)));
             }
         }
-        current.limits = limits;
+    }
+
+    fn limit(&self, kind: Limited) -> Option<Arc<Limit>> {
+        self.limits.read().unwrap_or_else(PoisonError::into_inner)[kind as usize].clone()
     }
 
     /// Counts one more for this user.
@@ -135,20 +146,13 @@ impl Rates {
     /// # Errors
     /// [`TooMany`] if the limit is reached; it is not counted then.
     pub(crate) fn count(&self, kind: Limited, user: &str) -> Result<(), TooMany> {
-        let (limit, limiter) = {
-            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-            let index = Limited::ALL.iter().position(|other| *other == kind).unwrap_or_default();
-            match (current.limits.of(kind), &current.limiters[index]) {
-                (Some(limit), Some(limiter)) => (limit, limiter.clone()),
-                _ => return Ok(()),
-            }
-        };
+        let Some(limit) = self.limit(kind) else { return Ok(()) };
         if self.checks.fetch_add(1, Ordering::Relaxed) % FORGET_AFTER == FORGET_AFTER - 1 {
-            limiter.retain_recent();
+            limit.users.retain_recent();
         }
-        limiter.check_key(&user.to_owned()).map_err(|not_until| TooMany {
+        limit.users.check_key(&user.to_owned()).map_err(|not_until| TooMany {
             kind,
-            limit,
+            limit: limit.per_minute,
             user: user.to_owned(),
             wait: not_until.wait_time_from(DefaultClock::default().now()),
         })
@@ -162,17 +166,13 @@ impl TooMany {
 
     /// The limit's name in the metrics.
     pub(crate) fn limit(&self) -> &'static str {
-        match self.kind {
-            Limited::Starts => "starts",
-            Limited::Requests => "requests",
-            Limited::Connections => "connections",
-        }
+        self.kind.names().0
     }
 
     /// The error, whose message says which limit it is.
     pub(crate) fn error(&self) -> ApiError {
         let Self { kind, limit, user, .. } = self;
-        let (kind, seconds) = (kind.name(), self.seconds());
+        let ((_, kind), seconds) = (kind.names(), self.seconds());
         let message = format!("the limit of {limit} {kind} a minute for {user} is reached; try again in {seconds} s");
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).with_retry_after(seconds)
     }
@@ -224,11 +224,11 @@ mod tests {
     #[test]
     fn users_are_forgotten() {
         let rates = Rates::new(RateLimits::default().with_requests(60_000));
-        let limiter = rates.current.read().unwrap().limiters[1].clone().unwrap();
+        let limit = rates.limit(Limited::Requests).unwrap();
         for user in 0..4 * FORGET_AFTER {
             rates.count(Limited::Requests, &user.to_string()).unwrap();
         }
         // An allowance of 1,000 a second is whole again at once.
-        assert!(limiter.len() < 4 * FORGET_AFTER as usize, "{}", limiter.len());
+        assert!(limit.users.len() < 4 * FORGET_AFTER as usize, "{}", limit.users.len());
     }
 }

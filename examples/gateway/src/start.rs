@@ -168,7 +168,7 @@ pub(crate) async fn start(
     let launch = if gateway.has_kernel(id) {
         None
     } else {
-        gateway.launches.begin(id, request.owner.as_deref())
+        gateway.launches.begin(id, request.owner.as_deref(), &gateway.metrics)
     };
     if let Some(launch) = launch.clone() {
         request = request.with_progress(Progress::new(move |stage| launch.report(stage)));

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use common::TOKEN;
 use common::users::Team;
+use futures::SinkExt;
 use kernelmux_gateway::{AuditLog, AuditOptions};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -41,6 +43,13 @@ async fn acts_and_refusals_are_recorded_without_secrets() {
         .await;
     team.send("viewer", "POST", "/api/kernels", json!({"name": "echo"}))
         .await;
+    let share = json!({"path": "a.ipynb"});
+    let share = team.send("user", "POST", &format!("{kernel}/shares"), share).await;
+    let link = share.json()["token"].as_str().unwrap().to_owned();
+    let mut viewer = tokio::net::TcpStream::connect(team.served.address).await.unwrap();
+    let request = format!("GET /live/{link}/events HTTP/1.1\r\nHost: x\r\n\r\n");
+    viewer.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(viewer.read_u8().await.unwrap(), b'H');
     // Not acts: lists, and the kernel's state.
     for path in ["/api/kernels", &kernel, "/api/kernelspecs"] {
         assert_eq!(team.get("user", path).await.status, 200);
@@ -76,7 +85,8 @@ async fn acts_and_refusals_are_recorded_without_secrets() {
     let recorded: Vec<_> = lines(&path)
         .into_iter()
         .map(|line| {
-            assert_eq!(line["address"].is_string(), line["request"].is_string(), "{line}");
+            let is_request = line["request"].is_string() || line["act"] == "view";
+            assert_eq!(line["address"].is_string(), is_request, "{line}");
             chrono::DateTime::parse_from_rfc3339(line["time"].as_str().unwrap()).unwrap();
             let text = |name: &str| line[name].as_str().unwrap_or("-").to_owned();
             let is_own = line["id"] == id.as_str();
@@ -98,6 +108,8 @@ async fn acts_and_refusals_are_recorded_without_secrets() {
         ("interrupt", "operator", "operator", Some(204), true, "user"),
         ("share", "-", "server", Some(201), true, "user"),
         ("start", "viewer", "viewer", Some(403), false, "-"),
+        ("share", "user", "user", Some(201), true, "user"),
+        ("view", "-", "-", None, true, "-"),
         ("other", "-", "-", Some(401), false, "-"),
         ("stop", "-", "server", Some(204), true, "-"),
         ("users", "-", "-", None, false, "-"),
@@ -118,7 +130,55 @@ async fn acts_and_refusals_are_recorded_without_secrets() {
     assert_eq!(recorded, expected);
     assert!(lines(&path).iter().any(|line| line["request_id"] == "from-the-proxy"));
     let text = std::fs::read_to_string(&path).unwrap();
-    for secret in ["classified", TOKEN, "guess", team.token("user")] {
+    for secret in ["classified", TOKEN, &link, "guess", team.token("user")] {
         assert!(!text.contains(secret), "{secret}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_is_recorded_if_that_is_switched_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let log = AuditLog::open(AuditOptions::new(&path).with_code(true)).unwrap();
+    let audit = log.clone();
+    let team = Team::with(|options| options.audit = Some(audit)).await;
+    let started = team.send("user", "POST", "/api/kernels", json!({"name": "echo"})).await;
+    let id = started.json()["id"].as_str().unwrap().to_owned();
+    let executions = format!("/api/kernels/{id}/executions");
+    let long = "é".repeat(40 << 10);
+    for (msg_id, code) in [("short", "1 + 1"), ("long", &long)] {
+        let run = json!({"code": code, "msg_id": msg_id});
+        let answer = team.send("user", "POST", &executions, run).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+    }
+    let address = team.served.address;
+    let token = team.token("peer");
+    let url = format!("ws://{address}/api/kernels/{id}/channels?token={token}");
+    assert!(tokio_tungstenite::connect_async(url).await.is_err());
+    let url = format!("ws://{address}/api/kernels/{id}/channels?token={}", team.token("user"));
+    let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    for (msg_id, msg_type) in [("asks", "kernel_info_request"), ("socket", "execute_request")] {
+        let message = json!({
+            "channel": "shell", "parent_header": {}, "metadata": {}, "content": {"code": "2 + 2"},
+            "header": {"msg_id": msg_id, "msg_type": msg_type, "session": "s", "username": "u", "version": "5.3"},
+        });
+        socket.send(message.to_string().into()).await.unwrap();
+    }
+    let recorded = async {
+        while !std::fs::read_to_string(&path).unwrap().contains("2 + 2") {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(DEADLINE, recorded).await.expect("the code is not recorded");
+    log.flush().await;
+    let executed: Vec<_> = lines(&path)
+        .into_iter()
+        .filter(|line| line["act"] == "execute")
+        .collect();
+    let texts = |name: &str| executed.iter().map(|line| line[name].clone()).collect::<Vec<_>>();
+    assert_eq!(texts("msg_id"), ["short", "long", "socket"]);
+    assert_eq!(texts("user"), ["user"; 3]);
+    assert_eq!(texts("id"), [&*id; 3]);
+    assert_eq!(texts("code"), ["1 + 1", &long[..64 << 10], "2 + 2"]);
+    assert_eq!(texts("code_bytes"), [Value::Null, long.len().into(), Value::Null]);
 }

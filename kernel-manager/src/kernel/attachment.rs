@@ -260,6 +260,12 @@ impl Attachment {
         self.client.clone()
     }
 
+    /// The last entry that was read, or the start position.
+    #[must_use]
+    pub fn position(&self) -> Seq {
+        self.reader.position()
+    }
+
     /// Waits for the next entries. [`Client::delivers`] decides which of them the client receives. `None` if the kernel
     /// was shut down and everything is read. Cancel-safe.
     ///

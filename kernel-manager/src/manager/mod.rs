@@ -31,7 +31,7 @@ pub use options::{Culling, CullingRules, GroupOptions, ManagerOptions, StartRequ
 
 use crate::groups;
 use crate::kernel::{Events, Keeper, Kernel, KernelEvent, KernelEventKind, abandon_new};
-use crate::session::{Executions, Recorder, RecorderOptions, Sessions};
+use crate::session::{Executions, Recorder, RecorderOptions, RefusedMessages, Sessions};
 use registry::Registry;
 
 /// How long a closing manager waits for providers to clean up cancelled launches.
@@ -118,6 +118,7 @@ impl Manager {
         let recorder_options = RecorderOptions {
             runtime: options.recorder_runtime.clone(),
             memory: MessageMemory::new(options.message_memory),
+            refused: Arc::default(),
         };
         let manager = Self {
             inner: Arc::new(ManagerInner {
@@ -261,6 +262,12 @@ impl Manager {
     #[must_use]
     pub fn logs(&self) -> &Logs {
         &self.inner.logs
+    }
+
+    /// How many messages of kernels were not recorded.
+    #[must_use]
+    pub fn refused_messages(&self) -> RefusedMessages {
+        self.inner.recorder_options.refused.read()
     }
 
     /// Ends all kernels or leaves them running, ends the manager's tasks, and closes the logs and their store. Pending

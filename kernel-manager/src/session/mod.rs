@@ -35,6 +35,7 @@ pub(crate) use execution_state::reported_state;
 pub(crate) use follow::{Followed, refusal, wants_comms};
 pub(crate) use index_trim::trim_index;
 pub(crate) use questions::is_answered_notice;
+pub use recorder::RefusedMessages;
 pub(crate) use recorder::{Recorder, RecorderOptions};
 pub(crate) use replay::{Audience, ReplayedEntries, replay};
 pub(crate) use sessions::{Joining, Sessions};

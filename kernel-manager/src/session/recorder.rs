@@ -9,6 +9,7 @@ mod log_answer;
 mod reconnect;
 mod recording;
 mod recovery;
+mod refused;
 mod replies;
 mod runtime;
 mod senders;
@@ -37,6 +38,8 @@ use tracing::debug;
 pub use self::error::{RequestError, SendError};
 use self::recording::completed;
 use self::recovery::StatusWaiters;
+pub(crate) use self::refused::RefusedCounters;
+pub use self::refused::RefusedMessages;
 use self::senders::Senders;
 use self::setup::Setup;
 use super::execution_record::ExecutionRecord;
@@ -72,6 +75,7 @@ pub(crate) struct RecorderOptions {
     pub(crate) runtime: Option<Handle>,
     /// Budget for the large messages of all kernels.
     pub(crate) memory: MessageMemory,
+    pub(crate) refused: Arc<RefusedCounters>,
 }
 
 /// Records one kernel across all its restarts.
@@ -101,6 +105,7 @@ struct Recording {
     last_activity: AtomicI64,
     kernel_session: Mutex<Arc<str>>,
     memory: MessageMemory,
+    refused: Arc<RefusedCounters>,
     /// Held while the open comms are read from the log.
     reading_comms: Arc<AsyncMutex<()>>,
 }
@@ -129,7 +134,11 @@ enum ConnectionState {
 impl Recorder {
     /// Restores requests and executions from the log's index.
     pub(crate) async fn load(log: Log, options: RecorderOptions) -> Result<Self, StoreError> {
-        let RecorderOptions { runtime, memory } = options;
+        let RecorderOptions {
+            runtime,
+            memory,
+            refused,
+        } = options;
         let requests = RequestIndex::load(&log).await?;
         Ok(Self {
             recording: Arc::new(Recording {
@@ -148,6 +157,7 @@ impl Recorder {
                 last_activity: AtomicI64::new(Utc::now().timestamp_micros()),
                 kernel_session: Mutex::new(OUR_SESSION.into()),
                 memory,
+                refused,
                 reading_comms: Arc::default(),
             }),
             runtime,

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use jupyter_protocol::Channel;
@@ -40,6 +41,7 @@ pub struct Link {
     welcome: watch::Receiver<Option<Welcome>>,
     phase: watch::Receiver<ProcessPhase>,
     refused: watch::Receiver<Option<Refused>>,
+    is_connected: Arc<AtomicBool>,
     closed: CancellationToken,
     _task: AbortOnDrop,
 }
@@ -66,7 +68,8 @@ impl Link {
         });
         let closed = CancellationToken::new();
         let (refused, last_refused) = watch::channel(None);
-        let session = Session::new(welcome, phase, refused);
+        let is_connected = Arc::<AtomicBool>::default();
+        let session = Session::new(welcome, phase, refused, is_connected.clone());
         let outgoing = [for_shell, for_control, for_stdin];
         let task = tokio::spawn(run(connect, session, received, outgoing, closed.clone()));
         Self {
@@ -75,6 +78,7 @@ impl Link {
             welcome: last_welcome,
             phase: last_phase,
             refused: last_refused,
+            is_connected,
             closed,
             _task: AbortOnDrop::new(task.abort_handle()),
         }
@@ -102,6 +106,12 @@ impl Link {
     #[must_use]
     pub fn refused(&self) -> Option<Refused> {
         self.refused.borrow().clone()
+    }
+
+    /// Whether the link is connected now.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
     }
 
     /// Sends a request and waits for the answer, even across reconnects. Use it with a timeout.

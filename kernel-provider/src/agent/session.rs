@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,6 +40,7 @@ pub(super) struct Session {
     phase: watch::Sender<ProcessPhase>,
     /// Why the agent refused the last attempt to connect.
     refused: watch::Sender<Option<Refused>>,
+    is_connected: Arc<AtomicBool>,
     /// Requests without an answer, by id.
     controls: BTreeMap<u64, (Bytes, oneshot::Sender<Answer>)>,
     /// The unaccepted message of each channel.
@@ -69,11 +71,13 @@ impl Session {
         welcome: watch::Sender<Option<Welcome>>,
         phase: watch::Sender<ProcessPhase>,
         refused: watch::Sender<Option<Refused>>,
+        is_connected: Arc<AtomicBool>,
     ) -> Self {
         Self {
             welcome,
             phase,
             refused,
+            is_connected,
             controls: BTreeMap::new(),
             unaccepted: [const { None }; 3],
             reading: None,
@@ -224,7 +228,10 @@ pub(super) async fn run(
                 session.refused.send_replace(None);
                 session.set_phase(welcome.phase.clone());
                 session.welcome.send_replace(Some(welcome));
-                match connected(&mut session, &mut commands, &mut outgoing, connection).await {
+                session.is_connected.store(true, Ordering::Relaxed);
+                let end = connected(&mut session, &mut commands, &mut outgoing, connection).await;
+                session.is_connected.store(false, Ordering::Relaxed);
+                match end {
                     End::Lost(error) => error,
                     End::Dropped => return,
                 }

@@ -197,6 +197,9 @@ pub(super) struct Flags {
     /// How many renamed audit logs to keep
     #[arg(long, env = "KERNELMUX_AUDIT_LOG_FILES", default_value_t = 10, value_name = "NUMBER")]
     pub(super) audit_log_files: u16,
+    /// Record the code that users run in the audit log, up to 64 KiB of each execution
+    #[arg(long, env = "KERNELMUX_AUDIT_CODE")]
+    pub(super) audit_code: bool,
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as info,kernel_provider=debug
     #[arg(long, env = "KERNELMUX_LOG", default_value = "info", value_name = "FILTER")]
     log: String,

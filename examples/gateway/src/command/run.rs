@@ -269,7 +269,8 @@ pub(super) fn manager_options(settings: &Settings, options: &mut ManagerOptions)
 fn audit_log(path: &Path, flags: &Flags) -> Result<AuditLog> {
     let options = AuditOptions::new(path)
         .with_max_bytes(flags.audit_log_max_mib << 20)
-        .with_files(flags.audit_log_files.into());
+        .with_files(flags.audit_log_files.into())
+        .with_code(flags.audit_code);
     Ok(AuditLog::open(options).map_err(|error| format!("--audit-log {}: {error}", path.display()))?)
 }
 

@@ -27,6 +27,7 @@ use uuid::Uuid;
 use crate::Gateway;
 use crate::error::OwnBody;
 use crate::shares::Share;
+use crate::trusted_header::PeerAddress;
 use crate::wrong_tokens::ClientAddress;
 use pages::Pages;
 use viewer::{Viewer, event};
@@ -116,6 +117,7 @@ pub(crate) async fn events(
     State(gateway): State<Arc<Gateway>>,
     Path(LivePath { token }): Path<LivePath>,
     address: Option<Extension<ClientAddress>>,
+    peer: Option<Extension<PeerAddress>>,
 ) -> Response {
     let share = match share_of(&gateway, &token, address).await {
         Ok(share) => share,
@@ -147,6 +149,9 @@ pub(crate) async fn events(
     let Some(page) = gateway.live.pages.get(&gateway, &share.kernel, kernel, executions) else {
         return html(StatusCode::SERVICE_UNAVAILABLE, REFUSED);
     };
+    if let Some(audit) = &gateway.options().audit {
+        audit.view(&share, peer.map(|Extension(PeerAddress(peer))| peer)).await;
+    }
     let (sender, mut events) = mpsc::channel(1);
     tokio::spawn(Viewer::new(gateway, share, page, [viewer, of_share]).run(sender));
     event_stream(Body::from_stream(futures::stream::poll_fn(move |context| {

@@ -24,6 +24,7 @@ use super::executions::find_log;
 use super::kernels::KernelPath;
 use crate::Gateway;
 use crate::error::ApiError;
+use crate::reader_lag::Position;
 
 /// Idle time before a comment shows that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -101,8 +102,10 @@ pub(super) async fn events(
         return Ok((StatusCode::GONE, Json(gone)).into_response());
     }
     let until = if query.follow == Some(false) { Some(head) } else { None };
+    let position = gateway.positions.add(log.clone(), found.from);
     let stream = EventStream {
         gateway,
+        position,
         epoch,
         reader: log.reader(found.from),
         log,
@@ -119,6 +122,7 @@ pub(super) async fn events(
 
 struct EventStream {
     gateway: Arc<Gateway>,
+    position: Arc<Position>,
     epoch: Epoch,
     reader: Reader,
     /// Keeps the log open while it is read.
@@ -169,6 +173,7 @@ impl EventStream {
             }
         };
         while let Some(entries) = block.take() {
+            self.position.sent(entries.last());
             for entry in entries.entries() {
                 if self.until.is_some_and(|until| entry.seq() > until) {
                     break;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Extensions, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use jupyter_protocol::content::ExecuteRequest;
@@ -24,6 +24,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::execution_outputs::{ExecutionWithOutputs, Question, answer, small_outputs};
 use super::kernels::{self, KernelPath};
 use crate::Gateway;
+use crate::audit::CodeAudit;
 use crate::base_url::ESCAPED;
 use crate::error::ApiError;
 use crate::limits::JsonObject;
@@ -344,9 +345,11 @@ fn model(gateway: &Gateway, id: &str, execution: &ExecutionRecord) -> ExecutionM
 pub(super) async fn start(
     State(gateway): State<Arc<Gateway>>,
     Path(KernelPath { id }): Path<KernelPath>,
+    request: Extensions,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let kernel = kernels::find(&gateway, &id)?;
+    let audit = CodeAudit::new(&gateway, &request, &kernel);
     let body: NewExecution = body.read()?;
     let Some(code) = body.code else {
         return Err(ApiError::bad_request("Missing field in JSON data: code"));
@@ -367,6 +370,9 @@ pub(super) async fn start(
         message = message.with_metadata(Map::from_iter([("cellId".to_owned(), cell_id.into())]));
     }
     let wire = message.to_wire();
+    if let Some(audit) = audit {
+        audit.message(Channel::Shell, &wire).await;
+    }
     let msg_id = message.header.msg_id;
     let sending = send(&gateway, &kernel, session.as_str().into(), wire);
     timeout(RECEIVE_TIMEOUT, sending)

@@ -7,7 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kernel_manager::ExecutionState;
 use prometheus_client::encoding::{EncodeLabelSet, prometheus_text};
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
@@ -20,6 +20,16 @@ use crate::model::STATES;
 #[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
 struct StateLabels {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
+struct LinkLabels {
+    connected: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
+struct ReasonLabels {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, PartialEq, Eq, Hash)]
@@ -83,8 +93,13 @@ fn current(gateway: &Gateway) -> Registry {
     for (group, _) in &gateway.options().groups {
         by_group.get_or_create(&GroupLabels { group: group.clone() }).set(0);
     }
+    let links = Family::<LinkLabels, Gauge>::default();
+    for connected in ["true", "false"] {
+        links.get_or_create(&LinkLabels { connected }).set(0);
+    }
     let mut connections = 0;
     let mut log_bytes = 0;
+    let mut unrecorded = 0;
     for kernel in gateway.manager.list() {
         let state = kernel.state().borrow().as_str();
         by_state.get_or_create(&StateLabels { state }).inc();
@@ -95,6 +110,11 @@ fn current(gateway: &Gateway) -> Registry {
         }
         connections += *kernel.connections().borrow();
         log_bytes += kernel.log().bytes();
+        unrecorded += u64::from(!kernel.log().is_recorded());
+        if let Some(link) = kernel.handle().agent() {
+            let connected = if link.is_connected() { "true" } else { "false" };
+            links.get_or_create(&LinkLabels { connected }).inc();
+        }
     }
     registry.register("kernelmux_kernels", "Kernels by state", by_state);
     registry.register("kernelmux_kernels_by_kernelspec", "Kernels by kernelspec", by_spec);
@@ -108,6 +128,12 @@ fn current(gateway: &Gateway) -> Registry {
         "The size of the running kernels' logs",
         ConstGauge::new(log_bytes),
     );
+    registry.register(
+        "kernelmux_agent_links",
+        "Kernels with an agent, by whether the gateway is connected to it",
+        links,
+    );
+    messages_and_logs(&mut registry, gateway, unrecorded);
     if let Some(audit) = &gateway.options().audit {
         registry.register(
             "kernelmux_audit_log_failures",
@@ -132,6 +158,52 @@ fn current(gateway: &Gateway) -> Registry {
         ConstGauge::new(gateway.manager.specs().len()),
     );
     registry
+}
+
+/// What kernels sent and the store accepted; `unrecorded` logs are those whose newest entries the store refused.
+fn messages_and_logs(registry: &mut Registry, gateway: &Gateway, unrecorded: u64) {
+    let logs = gateway.manager.logs();
+    let stored = logs.counters();
+    registry.register(
+        "kernelmux_log_entries",
+        "Messages of kernels and clients that were stored",
+        ConstCounter::new(stored.entries),
+    );
+    registry.register(
+        "kernelmux_log_stored_bytes",
+        "The size of these messages",
+        ConstCounter::new(stored.bytes),
+    );
+    registry.register(
+        "kernelmux_log_refused_writes",
+        "Writes to logs that the store refused",
+        ConstCounter::new(stored.refused_writes),
+    );
+    registry.register(
+        "kernelmux_log_waiting_bytes",
+        "Bytes that wait to be stored",
+        ConstGauge::new(logs.waiting_bytes() as u64),
+    );
+    registry.register(
+        "kernelmux_logs_not_recorded",
+        "Logs of running kernels whose newest messages the store refused",
+        ConstGauge::new(unrecorded),
+    );
+    let refused = gateway.manager.refused_messages();
+    let by_reason = Family::<ReasonLabels, Counter>::default();
+    for (reason, count) in [("invalid", refused.invalid), ("skipped", refused.skipped)] {
+        by_reason.get_or_create(&ReasonLabels { reason }).inc_by(count);
+    }
+    registry.register(
+        "kernelmux_refused_messages",
+        "Messages of kernels that were not recorded, because they are invalid or too large",
+        by_reason,
+    );
+    registry.register(
+        "kernelmux_largest_reader_lag_entries",
+        "How many messages the client that is furthest behind has not been sent",
+        ConstGauge::new(gateway.positions.largest_lag()),
+    );
 }
 
 /// `None` on systems other than Linux.

@@ -1,9 +1,11 @@
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kernel_log::Seq;
 use kernel_manager::Client;
 use tokio::time::{Duration, Instant};
+
+use crate::reader_lag::Position;
 
 /// How long a client may take to answer a Ping.
 const PONG_TIMEOUT: Duration = Duration::from_secs(90);
@@ -15,6 +17,8 @@ const MAX_PINGS: usize = 8;
 pub(super) struct Acknowledgement {
     /// `None` for a past kernel, whose readers' positions are not stored.
     client: Option<Client>,
+    /// Shows how far the client is behind; `None` in tests.
+    position: Option<Arc<Position>>,
     state: Mutex<State>,
 }
 
@@ -34,9 +38,10 @@ impl State {
 }
 
 impl Acknowledgement {
-    pub(super) fn new(client: Option<Client>) -> Self {
+    pub(super) fn new(client: Option<Client>, position: Option<Arc<Position>>) -> Self {
         Self {
             client,
+            position,
             state: Mutex::new(State {
                 sent: Seq::START,
                 in_flight: VecDeque::new(),
@@ -52,6 +57,9 @@ impl Acknowledgement {
     /// Records that entries up to `seq` were written or are not for this client.
     pub(super) fn sent(&self, seq: Seq) {
         self.lock().sent = seq;
+        if let Some(position) = &self.position {
+            position.sent(seq);
+        }
     }
 
     /// Payload of a Ping for the entries since the previous one; `None` if there are none or [`MAX_PINGS`] Pings are in
@@ -94,7 +102,7 @@ mod tests {
 
     #[test]
     fn entries_sent_while_pings_are_in_flight_get_another_ping() {
-        let acknowledgement = Acknowledgement::new(None);
+        let acknowledgement = Acknowledgement::new(None, None);
         let pings: Vec<_> = (1..=20)
             .filter_map(|seq| {
                 acknowledgement.sent(Seq(seq));

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use gateway_client::resume::{Hello, Notice, Start};
 use jupyter_protocol::{Channel, WireMessage};
-use kernel_log::{Block, Log, ReadError, Reader};
+use kernel_log::{Block, Log, ReadError, Reader, Seq};
 use kernel_manager::{Attachment, Client, Kernel};
 
 use super::format::Format;
@@ -40,6 +40,14 @@ impl Feed {
         match self {
             Self::Kernel(attachment) => Some(attachment.client()),
             Self::Log(_) => None,
+        }
+    }
+
+    /// The last entry that was read, or the start position.
+    pub(super) fn position(&self) -> Seq {
+        match self {
+            Self::Kernel(attachment) => attachment.position(),
+            Self::Log(reader) => reader.position(),
         }
     }
 

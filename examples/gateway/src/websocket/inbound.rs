@@ -18,6 +18,7 @@ use tungstenite::protocol::frame::coding::Data;
 use super::acknowledgement::Acknowledgement;
 use super::format::Format;
 use super::messages::{Messages, Received};
+use crate::audit::CodeAudit;
 
 /// How many messages may wait for a kernel that does not read, such as a restarting kernel. Beyond that, the gateway
 /// reads no further messages from the client.
@@ -53,6 +54,7 @@ pub(super) async fn run(
     format: Format,
     acknowledgement: Arc<Acknowledgement>,
     control: mpsc::Sender<Control>,
+    audit: Option<CodeAudit>,
 ) -> Result<&'static str, Error> {
     let (to_kernel, waiting) = mpsc::channel(MAX_WAITING);
     // The task outlives the connection: messages that a client sent before it left still reach the kernel. The task
@@ -60,7 +62,7 @@ pub(super) async fn run(
     let connected = CancellationToken::new();
     let _connected = connected.clone().drop_guard();
     tokio::spawn(forward(client.clone(), waiting, connected).in_current_span());
-    read(stream, format, acknowledgement, control, client, to_kernel).await
+    read(stream, format, acknowledgement, control, client, to_kernel, audit).await
 }
 
 /// Sends messages to the kernel in order, while the reader continues to see Pongs and the end of the connection.
@@ -110,6 +112,7 @@ async fn read(
     control: mpsc::Sender<Control>,
     client: Option<Client>,
     to_kernel: mpsc::Sender<Waiting>,
+    audit: Option<CodeAudit>,
 ) -> Result<&'static str, Error> {
     let mut messages = Messages::new(stream, client.clone());
     let ignored = LogLimiter::new();
@@ -134,6 +137,9 @@ async fn read(
                             return Ok("nothing more is written");
                         }
                         continue;
+                    }
+                    if let Some(audit) = &audit {
+                        audit.message(channel, &message).await;
                     }
                     let waiting = Waiting {
                         channel,

@@ -38,6 +38,7 @@ use tungstenite::handshake::server::create_response_with_body;
 use utoipa::IntoParams;
 
 use crate::Gateway;
+use crate::audit::CodeAudit;
 use crate::authorization::Permission;
 use crate::error::ApiError;
 use crate::routes::KernelPath;
@@ -172,6 +173,9 @@ async fn open(
         None => Start::Head,
     };
     let peer = Peer::of(request.headers());
+    let audit = kernel
+        .as_ref()
+        .and_then(|kernel| CodeAudit::new(&gateway, request.extensions(), kernel));
     let upgrade = hyper::upgrade::on(&mut request);
     if let Some(subprotocol) = subprotocol {
         response
@@ -195,7 +199,15 @@ async fn open(
         }
     };
     let clients = gateway.clients.clone();
-    let serving = serve(gateway, permission, feed, hello, format, upgrade);
+    let position = gateway.positions.add(log, feed.position());
+    let connection = Connection {
+        acknowledgement: Arc::new(Acknowledgement::new(feed.client(), Some(position))),
+        feed,
+        hello,
+        format,
+        audit,
+    };
+    let serving = serve(gateway, permission, upgrade, connection);
     clients.spawn(
         async move {
             match serving.await {
@@ -221,21 +233,35 @@ fn chosen_subprotocol(headers: &HeaderMap) -> Option<&'static str> {
         .find(|subprotocol| offers.contains(subprotocol))
 }
 
+/// A client's connection.
+struct Connection {
+    feed: Feed,
+    /// The first frame.
+    hello: Option<Notice>,
+    format: Format,
+    acknowledgement: Arc<Acknowledgement>,
+    audit: Option<CodeAudit>,
+}
+
 /// Serves the connection to its end, and returns why it ended.
 async fn serve(
     gateway: Arc<Gateway>,
     permission: Permission,
-    feed: Feed,
-    hello: Option<Notice>,
-    format: Format,
     upgrade: OnUpgrade,
+    connection: Connection,
 ) -> Result<&'static str, Error> {
+    let Connection {
+        feed,
+        hello,
+        format,
+        acknowledgement,
+        audit,
+    } = connection;
     let stream = TokioIo::new(upgrade.await.map_err(io::Error::other)?);
     debug!(?format, "client connected");
     let (reading, writing) = tokio::io::split(stream);
-    let acknowledgement = Arc::new(Acknowledgement::new(feed.client()));
     let (control, control_frames) = mpsc::channel(CONTROL_FRAMES);
-    let inbound = inbound::run(reading, feed.client(), format, acknowledgement.clone(), control);
+    let inbound = inbound::run(reading, feed.client(), format, acknowledgement.clone(), control, audit);
     let outbound = outbound::run(
         outbound::Frames::new(writing, gateway.options().write_deadline),
         feed,

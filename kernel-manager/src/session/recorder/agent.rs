@@ -344,10 +344,15 @@ impl AgentReader {
                 self.status = StatusFollower::default();
                 self.reconnected.notify_one();
             }
-            Event::Skipped { bytes, too_large } => self
-                .recording
-                .report_missing_output(&skipped_text(bytes, too_large), false),
-            Event::RepliesLost => self.reconnected.notify_one(),
+            Event::Skipped { bytes, too_large } => {
+                self.recording.refused.skipped();
+                self.recording
+                    .report_missing_output(&skipped_text(bytes, too_large), false);
+            }
+            Event::RepliesLost => {
+                self.recording.refused.skipped();
+                self.reconnected.notify_one();
+            }
             _ => debug!("the agent reported an event that this version does not support"),
         }
     }

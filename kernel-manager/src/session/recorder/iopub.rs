@@ -86,9 +86,13 @@ pub(super) async fn record_iopub(
                 Err(Refused::Message(message)) => {
                     bytes += message.size();
                     iopub.refused(&message);
+                    recording.refused.invalid();
                 }
-                Err(Refused::Invalid) => {}
-                Err(Refused::Skipped(bytes)) => skipped = Some(bytes),
+                Err(Refused::Invalid) => recording.refused.invalid(),
+                Err(Refused::Skipped(bytes)) => {
+                    recording.refused.skipped();
+                    skipped = Some(bytes);
+                }
                 Err(Refused::Broken) => broken = true,
             }
             if broken || skipped.is_some() || received >= MAX_BATCH || bytes >= MAX_BATCH_BYTES {

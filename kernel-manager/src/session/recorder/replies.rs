@@ -32,10 +32,15 @@ pub(super) async fn record_replies(
             }
             Err(Refused::Message(message)) => {
                 socket.refused(&message);
+                recording.refused.invalid();
                 false
             }
-            Err(Refused::Invalid) => false,
+            Err(Refused::Invalid) => {
+                recording.refused.invalid();
+                false
+            }
             Err(Refused::Skipped(_)) => {
+                recording.refused.skipped();
                 // The skipped message may be a reply that a client waits for.
                 reconnected.notify_one();
                 false
