@@ -1,6 +1,10 @@
+use chrono::{DateTime, Utc};
+use http::header::DATE;
+use http::{Request, Uri};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kernel_provider::ProviderError;
 use kube::api::PostParams;
+use kube::client::Body;
 use kube::{Api, Client};
 
 /// What the provider does in its namespace: the resource, its subresource, and the verb.
@@ -64,4 +68,17 @@ pub async fn missing_rights(client: Client, namespace: &str) -> Result<Vec<Missi
         }
     }
     Ok(missing)
+}
+
+/// The cluster's time; `None` if it does not tell it.
+///
+/// # Errors
+/// [`ProviderError`] if the cluster does not answer.
+pub async fn time(client: Client) -> Result<Option<DateTime<Utc>>, ProviderError> {
+    let failed = |error| ProviderError::failed("ask the cluster for its time", error);
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = Uri::from_static("/version");
+    let response = client.send(request).await.map_err(failed)?;
+    let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+    Ok(date.and_then(|date| Some(DateTime::parse_from_rfc2822(date).ok()?.to_utc())))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, Request, StatusCode, Uri, header};
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -53,6 +54,15 @@ impl HttpGet {
         uri: &Uri,
         authorization: Option<HeaderValue>,
     ) -> Result<T, GetError> {
+        Ok(self.json_and_date(uri, authorization).await?.0)
+    }
+
+    /// As [`json`](Self::json), with the server's time if the answer has it.
+    pub(crate) async fn json_and_date<T: DeserializeOwned>(
+        &self,
+        uri: &Uri,
+        authorization: Option<HeaderValue>,
+    ) -> Result<(T, Option<DateTime<Utc>>), GetError> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = uri.clone();
         let accept = HeaderValue::from_static("application/json");
@@ -70,10 +80,13 @@ impl HttpGet {
             if response.status() != StatusCode::OK {
                 return Err(GetError::Status(response.status()));
             }
+            let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok());
+            // The format of HTTP (RFC 9110 section 5.6.7) is one of those of mail.
+            let date = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok());
             let body = Limited::new(response.into_body(), MAX_BYTES).collect().await;
-            Ok(body.map_err(GetError::Transport)?.to_bytes())
+            Ok((body.map_err(GetError::Transport)?.to_bytes(), date))
         };
-        let body = timeout(TIMEOUT, exchange).await.unwrap_or(Err(GetError::TimedOut))?;
-        Ok(serde_json::from_slice(&body)?)
+        let (body, date) = timeout(TIMEOUT, exchange).await.unwrap_or(Err(GetError::TimedOut))?;
+        Ok((serde_json::from_slice(&body)?, date.map(Into::into)))
     }
 }

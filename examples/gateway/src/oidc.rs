@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::http::Uri;
-use chrono::{DateTime, TimeDelta};
+use chrono::{DateTime, TimeDelta, Utc};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Validation};
@@ -75,6 +75,9 @@ pub enum OidcError {
     /// The system's certificates cannot be read.
     #[error("the system's certificates cannot be read, with which the issuer is verified: {0}")]
     Certificates(#[source] std::io::Error),
+    /// The issuer's keys cannot be fetched.
+    #[error("the issuer's keys cannot be fetched: {0}")]
+    Keys(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Why a token is not accepted.
@@ -244,6 +247,17 @@ impl Oidc {
         Ok(identity)
     }
 
+    /// Fetches the issuer's keys, and returns the issuer's time if it tells it.
+    ///
+    /// # Errors
+    /// [`OidcError::Keys`] if the keys cannot be fetched.
+    pub async fn check(&self) -> Result<Option<DateTime<Utc>>, OidcError> {
+        match self.fetch().await {
+            Ok((_, date)) => Ok(date),
+            Err(error) => Err(OidcError::Keys(error.into())),
+        }
+    }
+
     /// The issuer's key with this id, or its only key if the token names none. Fetches the keys again if the key is not
     /// known, because issuers change their keys.
     async fn key(&self, id: Option<&str>, algorithm: Algorithm) -> Result<DecodingKey, OidcRefusal> {
@@ -298,7 +312,7 @@ impl Oidc {
 
     async fn fetch_and_keep(&self) {
         match self.fetch().await {
-            Ok(set) => {
+            Ok((set, _)) => {
                 info!(keys = set.keys.len(), "the issuer's keys were fetched");
                 let keys = Keys {
                     set: Arc::new(set),
@@ -311,7 +325,7 @@ impl Oidc {
         }
     }
 
-    async fn fetch(&self) -> Result<JwkSet, FetchError> {
+    async fn fetch(&self) -> Result<(JwkSet, Option<DateTime<Utc>>), FetchError> {
         let SharedOidc {
             options,
             configuration,
@@ -323,7 +337,7 @@ impl Oidc {
             return Err(FetchError::OtherIssuer(found.issuer));
         }
         let keys = safe_uri(&found.jwks_uri).ok_or_else(|| FetchError::Unsafe(found.jwks_uri.clone()))?;
-        Ok(http.json(&keys, None).await?)
+        Ok(http.json_and_date(&keys, None).await?)
     }
 }
 
@@ -381,7 +395,6 @@ fn is_for(key: &Jwk, algorithm: Algorithm) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use chrono::Utc;
     use jsonwebtoken::{EncodingKey, Header};
     use proptest::prelude::*;
     use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};

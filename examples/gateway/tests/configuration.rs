@@ -6,10 +6,11 @@ mod program;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use program::{Running, error_line, gateway, run};
@@ -406,6 +407,67 @@ fn a_token_from_a_pipe_survives_a_reload() {
     gateway.until("/api/kernels", "piped", 403);
 }
 
+/// An issuer of tokens whose clock is wrong. Returns its address.
+fn slow_issuer() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let issuer = format!("http://{}", listener.local_addr().unwrap());
+    let body = format!(r#"{{"issuer": "{issuer}", "jwks_uri": "{issuer}/keys", "keys": []}}"#);
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nDate: Tue, 15 Nov 1994 08:12:31 GMT\r\nContent-Length: {length}\r\n\
+                 Connection: close\r\n\r\n"
+            );
+            stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        }
+    });
+    issuer
+}
+
+#[test]
+fn the_doctor_asks_the_issuer_and_looks_for_users() {
+    let dir = tempfile::tempdir().unwrap();
+    let issuer = slow_issuer();
+    for (issuer, expected) in [
+        (
+            &*issuer,
+            [
+                "ok       issuer: its keys were fetched",
+                "warning  clock: the clock differs from that of the issuer by",
+            ],
+        ),
+        (
+            "http://127.0.0.1:1",
+            [
+                "problem  issuer: the issuer's keys cannot be fetched",
+                "warning  users: there are no users yet",
+            ],
+        ),
+    ] {
+        let args = [
+            "--oidc-issuer",
+            issuer,
+            "--oidc-audience",
+            "x",
+            "--users-file",
+            "users.json",
+        ];
+        let output = gateway(dir.path(), &args).arg("doctor").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        for line in expected {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+}
+
 #[test]
 fn the_doctor_says_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
@@ -436,7 +498,7 @@ fn the_doctor_says_what_is_missing() {
         "--tls-key",
         "k",
         "--users-file",
-        "/nonexistent",
+        "/nonexistent/users.json",
     ]);
     assert_eq!(status, Some(1), "{text}");
     for line in [
@@ -445,7 +507,7 @@ fn the_doctor_says_what_is_missing() {
         "ok       kernelspec shell: /bin/sh",
         "problem  kernelspec gone: its program /nonexistent/kernel does not exist",
         "problem  certificate: --tls-cert: /nonexistent/tls.crt",
-        "problem  access: /nonexistent does not exist",
+        "problem  access: /nonexistent/users.json does not exist",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }

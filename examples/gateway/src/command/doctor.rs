@@ -10,8 +10,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use jupyter_protocol::kernelspec::SearchPath;
 use jupyter_protocol::paths::PathEnv;
 use kernel_log::{DiskStore, LogStore};
-use kernel_provider::Specs;
-use kernelmux_gateway::GatewayOptions;
+use kernel_provider::{ProviderError, Specs};
+use kernelmux_gateway::{GatewayOptions, Oidc};
 use provider_k8s::{kube, missing_rights};
 use tokio::time::timeout;
 
@@ -144,6 +144,39 @@ fn check_clock(path: &Path, report: &mut Report) {
     }
 }
 
+/// Compares the clock with that of another machine, in HTTP's resolution of a second.
+fn compare_clock(whose: &str, theirs: DateTime<Utc>, report: &mut Report) {
+    let difference = (Utc::now() - theirs).abs();
+    if difference.to_std().unwrap_or_default() > CLOCK_DIFFERENCE {
+        let what = format!(
+            "the clock differs from that of {whose} by {} s; synchronize both, because tokens expire by the clock",
+            difference.num_seconds()
+        );
+        report.add(Verdict::Warning, "clock", &what);
+    } else {
+        report.add(Verdict::Good, "clock", &format!("it agrees with that of {whose}"));
+    }
+}
+
+fn check_issuer(oidc: &Oidc, report: &mut Report) {
+    match blocking(oidc.check()) {
+        Ok(Ok(theirs)) => {
+            report.add(Verdict::Good, "issuer", "its keys were fetched");
+            if let Some(theirs) = theirs {
+                compare_clock("the issuer", theirs, report);
+            }
+        }
+        Ok(Err(error)) => report.add(Verdict::Problem, "issuer", &error.to_string()),
+        Err(error) => report.add(Verdict::Problem, "issuer", &error.to_string()),
+    }
+}
+
+/// Runs a check to its end, on a runtime of its own.
+fn blocking<T>(check: impl Future<Output = T>) -> std::io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(check))
+}
+
 fn check_logs(data_dir: &DataDir, report: &mut Report) {
     let listed = data_dir.folder("logs").and_then(|folder| {
         let store = DiskStore::open(&folder).map_err(|error| error.to_string())?;
@@ -171,6 +204,16 @@ fn check_access(settings: &Settings, report: &mut Report) {
     match flags.sign_in.apply(&mut options) {
         Ok(()) => report.add(Verdict::Good, "access", "the settings for users are valid"),
         Err(error) => report.add(Verdict::Problem, "access", &error.to_string()),
+    }
+    if let Some(path) = flags.sign_in.users_file.as_deref().filter(|path| !path.exists()) {
+        let what = format!(
+            "there are no users yet, because {} does not exist; add one with `kernelmux-gateway user add NAME`",
+            path.display()
+        );
+        report.add(Verdict::Warning, "users", &what);
+    }
+    if let Some(oidc) = &options.oidc {
+        check_issuer(oidc, report);
     }
     match flags.tls.apply(&mut options) {
         Ok(()) => {}
@@ -250,16 +293,18 @@ fn check_cluster(namespace: &str, report: &mut Report) {
     let asking = async {
         let config = kube::Config::infer().await.map_err(|error| error.to_string())?;
         let client = provider_k8s::client(config).map_err(|error| error.to_string())?;
-        missing_rights(client, namespace)
-            .await
-            .map_err(|error| error.to_string())
+        let failed = |error: ProviderError| error.to_string();
+        let missing = missing_rights(client.clone(), namespace).await.map_err(failed)?;
+        Ok((missing, provider_k8s::time(client).await.map_err(failed)?))
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let answer = match runtime {
-        Ok(runtime) => runtime.block_on(async { timeout(CLUSTER_DEADLINE, asking).await }),
+    let answer = match blocking(async { timeout(CLUSTER_DEADLINE, asking).await }) {
+        Ok(answer) => answer,
         Err(error) => return report.add(Verdict::Problem, "cluster", &error.to_string()),
     };
-    match answer {
+    if let Ok(Ok((_, Some(theirs)))) = &answer {
+        compare_clock("the cluster", *theirs, report);
+    }
+    match answer.map(|answer: Result<_, String>| answer.map(|(missing, _)| missing)) {
         Ok(Ok(missing)) if missing.is_empty() => {
             report.add(
                 Verdict::Good,

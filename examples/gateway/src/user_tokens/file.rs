@@ -135,6 +135,13 @@ impl UsersFile {
         &self.path
     }
 
+    /// Whether the file's folder exists.
+    pub(super) fn is_in_folder(&self) -> bool {
+        // The parent of a relative path without a folder is empty.
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        folder.is_none_or(Path::is_dir)
+    }
+
     /// Lists the users in the order of the file. Blocks on the file system.
     ///
     /// # Errors

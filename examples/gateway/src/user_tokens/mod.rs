@@ -93,12 +93,18 @@ impl fmt::Debug for Users {
 }
 
 impl Users {
-    /// Reads the users. Blocks on the file system.
+    /// Reads the users. Without the file, there are none until it is made. Blocks on the file system.
     ///
     /// # Errors
-    /// [`UsersFileError`] if the file is missing, damaged, or open to others.
+    /// [`UsersFileError`] if the file is damaged or open to others, or if its folder does not exist.
     pub fn open(file: UsersFile) -> Result<Self, UsersFileError> {
-        let listed = file.list()?;
+        let listed = match file.list() {
+            Err(error @ UsersFileError::Missing(_)) if file.is_in_folder() => {
+                warn!("there are no users yet: {error}");
+                Vec::new()
+            }
+            listed => listed?,
+        };
         let users = Self {
             shared: Arc::new(SharedUsers {
                 file,
@@ -266,6 +272,21 @@ mod tests {
             assert!(users.find(wrong.as_bytes()).await.unwrap().is_none(), "{wrong}");
         }
         assert!(!format!("{users:?}").contains(&token));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_made_later_has_the_first_users() {
+        let (folder, file) = users();
+        let users = Users::open(file.clone()).unwrap();
+        let following = tokio::spawn(users.clone().follow(None));
+        let ada = file.add("ada", Role::User, Vec::new()).unwrap();
+        while users.groups_of("ada").is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert!(users.find(ada.reveal().as_bytes()).await.unwrap().is_some());
+        following.abort();
+        let elsewhere = UsersFile::new(folder.path().join("none/users.json"));
+        assert!(matches!(Users::open(elsewhere), Err(UsersFileError::Missing(_))));
     }
 
     #[tokio::test]
