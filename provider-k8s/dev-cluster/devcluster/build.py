@@ -37,34 +37,50 @@ def digest(*parts: bytes) -> str:
 
 @contextmanager
 def locked(name: str):
-    """Holds a lock that is shared with other work trees."""
+    """Holds a lock that is shared with other work trees. Removes the remains of builds that were killed."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{name}.lock", "w", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        for rest in CACHE.glob(f"building-{name}-*"):
+            shutil.rmtree(rest, ignore_errors=True)
         yield
 
 
 def programs() -> Path:
     """Returns the directory with Kubernetes' programs, `kubectl` and `pause`. Builds them if they are not cached."""
     source = SOURCE / "components"
-    files = ["go.mod", "go.sum", "main.go", "kubectl/main.go", "pause/main.go"]
     version = re.search(r"k8s\.io/kubernetes (v\S+)", (source / "go.mod").read_text(encoding="ascii"))
     # Kubernetes' own build sets this too, and clients read it.
     flags = f"-s -w -X k8s.io/component-base/version.gitVersion={version.group(1) if version else 'v0.0.0'}"
+    packages = {"kubernetes": ".", "kubectl": "./kubectl", "pause": "./pause"}
+    files = ["go.mod", "go.sum", "main.go", "kubectl/main.go", "pause/main.go"]
+    return _built("programs", source, files, flags, packages, "Kubernetes' programs: this takes 6 minutes or more")
+
+
+def helm() -> Path:
+    """Returns the program `helm`. Builds it if it is not cached."""
+    packages = {"helm": "helm.sh/helm/v4/cmd/helm"}
+    files = ["go.mod", "go.sum"]
+    return _built("helm", SOURCE / "helm", files, "-s -w", packages, "Helm: this takes 3 minutes or more") / "helm"
+
+
+def _built(name: str, source: Path, files: list[str], flags: str, packages: dict[str, str], about: str) -> Path:
+    """Returns the directory with the programs of these Go packages. The contents of `files` decide whether they are
+    built again."""
     key = digest(platform.machine().encode(), flags.encode(), *((source / file).read_bytes() for file in files))
-    place = CACHE / f"programs-{key}"
-    with locked("programs"):
+    place = CACHE / f"{name}-{key}"
+    with locked(name):
         if place.is_dir():
             return place
         go = prerequisites.go()
-        say(f"building Kubernetes' programs into {place}; this takes 6 minutes or more, but only once")
-        with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as folder:
+        say(f"building {about}, but only once; they are kept in {place}")
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"building-{name}-") as folder:
             # Use a temporary compiler cache. Go's default cache would keep gigabytes that only this build uses.
             environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOCACHE": f"{folder}-go"}
-            for package, name in ((".", "kubernetes"), ("./kubectl", "kubectl"), ("./pause", "pause")):
-                command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{folder}/{name}", package]
+            for program, package in packages.items():
+                command = [go, "build", "-trimpath", "-ldflags", flags, "-o", f"{folder}/{program}", package]
                 if subprocess.call(command, cwd=source, env=environment, stdout=sys.stderr) != 0:
-                    raise Problem("cannot build Kubernetes' programs; see the Go compiler's output above")
+                    raise Problem(f"cannot build {name}; see the Go compiler's output above")
             shutil.rmtree(f"{folder}-go")
             os.chmod(folder, 0o755)
             os.rename(folder, place)
@@ -115,7 +131,7 @@ def _python() -> Path:
     place = CACHE / f"image-python-{digest(json.dumps([command, DEBIAN, config]).encode())}.tar"
     if not place.exists():
         say(f"building a kernel image with Debian's {PACKAGES}; this takes about 2 minutes, but only once")
-        with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as folder:
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-images-") as folder:
             # mmdebstrap's unprivileged user needs access.
             os.chmod(folder, 0o755)
             root = Path(folder) / "root.tar"
@@ -149,9 +165,3 @@ def _archive(name: str, layer: Path, place: Path, config: dict) -> None:
             tar.addfile(info, io.BytesIO(encoded))
         tar.add(layer, "layer.tar", filter=_owned_by_root)
     os.rename(unfinished, place)
-
-
-def remove_interrupted_builds() -> None:
-    """Removes the remains of builds that were killed."""
-    for rest in CACHE.glob("building-*"):
-        shutil.rmtree(rest, ignore_errors=True)

@@ -17,7 +17,7 @@ from .api import Api
 from .layout import SAVED, CACHE, DEVICE, KUBECONFIG, KUBECTL, LOGS, PID, READY, SERVICES, SOCKET, SOURCE, STATE, Net
 from .problem import Problem, run
 
-__all__ = ["Problem", "down", "load", "status", "unload", "up"]
+__all__ = ["Problem", "down", "helm", "load", "status", "unload", "up"]
 
 # Settings of the whole machine that a kubelet changes.
 SYSCTLS = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward"]
@@ -41,7 +41,6 @@ def up() -> None:
             _end()
             programs = build.programs()
             images = build.images(programs)
-            build.remove_interrupted_builds()
             started = time.monotonic()
             _start(programs, images)
             say(f"the cluster started in {time.monotonic() - started:.0f} s: KUBECONFIG={KUBECONFIG}")
@@ -95,6 +94,10 @@ def _images(*command: str) -> str:
     if not _is_up():
         raise Problem("no cluster is running; start one with `dev-cluster up`")
     return run("ctr", "-a", SOCKET, "-n", "k8s.io", "images", *command).strip()
+
+
+def helm() -> None:
+    print(build.helm())
 
 
 @contextmanager
