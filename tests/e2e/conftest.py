@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,6 +121,28 @@ def gateway_client(open_gateway: Gateway, make_home: Callable[[str], Path]) -> I
 
     with use_gateway(open_gateway, make_home("gateway-client")):
         yield
+
+
+@pytest.fixture(scope="session")
+def agent_image(built: None, make_home: Callable[[str], Path]) -> Iterator[str]:
+    """The image of KERNELMUX_TEST_AGENT_IMAGE, or one with this build's agent."""
+    from harness.cluster import DEV_CLUSTER, run, why_no_cluster, why_no_dev_cluster
+
+    if reason := why_no_cluster():
+        skip_or_fail(reason)
+    if image := os.environ.get("KERNELMUX_TEST_AGENT_IMAGE"):
+        yield image
+        return
+    if reason := why_no_dev_cluster():
+        skip_or_fail(reason)
+    image = f"localhost/kernelmux/agent:{uuid.uuid4().hex[:12]}"
+    archive = make_home("image") / "agent.tar"
+    agent = binary().with_name("kernelmux-agent")
+    run(sys.executable, REPO / "deploy" / "gateway-image.py", agent, archive, image)
+    run(DEV_CLUSTER, "load", archive)
+    archive.unlink()
+    yield image
+    run(DEV_CLUSTER, "unload", image)
 
 
 @pytest.fixture

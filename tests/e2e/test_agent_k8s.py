@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from conftest import skip_or_fail
 from harness.agents import REFUSED, AgentConnection, assert_whole, losses, numbered, printing, text_of
-from harness.cluster import DEV_CLUSTER, run as run_command, why_no_cluster, why_no_dev_cluster
 from harness.executions import get_execution, run, wait_ended
-from harness.gateway import REPO, Gateway, binary, free_port
+from harness.cluster import why_no_dev_cluster
+from harness.gateway import Gateway, free_port
 from harness.pods import KernelNamespace, kernel_namespace
 from harness.reconnecting import EventClient, ResumeClient, entries_of
 from harness.waiting import eventually
@@ -31,26 +31,6 @@ LONG = bool(os.environ.get("KERNELMUX_LONG"))
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1800 if LONG else 300)]
 
 Start = Callable[..., Gateway]
-
-
-@pytest.fixture(scope="module")
-def agent_image(built: None, make_home: Callable[[str], Path]) -> Iterator[str]:
-    """The image of KERNELMUX_TEST_AGENT_IMAGE, or one with this build's agent."""
-    if reason := why_no_cluster():
-        skip_or_fail(reason)
-    if image := os.environ.get("KERNELMUX_TEST_AGENT_IMAGE"):
-        yield image
-        return
-    if reason := why_no_dev_cluster():
-        skip_or_fail(reason)
-    image = f"localhost/kernelmux/agent:{uuid.uuid4().hex[:12]}"
-    archive = make_home("image") / "agent.tar"
-    agent = binary().with_name("kernelmux-agent")
-    run_command(sys.executable, REPO / "deploy" / "gateway-image.py", agent, archive, image)
-    run_command(DEV_CLUSTER, "load", archive)
-    archive.unlink()
-    yield image
-    run_command(DEV_CLUSTER, "unload", image)
 
 
 @pytest.fixture(scope="module")

@@ -94,12 +94,10 @@ class GatewayInCluster(Gateway):
         super().__init__(home, port=8888)
         self.namespace = Namespace(f"kmux-test-{uuid.uuid4().hex[:12]}")
         self.image = f"{IMAGE}:{self.namespace.name}"
+        self.images: list[str] = []
 
     def start(self, timeout: float = 60.0) -> Gateway:
-        archive = self.home / "image.tar"
-        run(sys.executable, REPO / "deploy" / "gateway-image.py", binary(), archive, self.image)
-        run(DEV_CLUSTER, "load", archive)
-        archive.unlink()
+        self.load_image(self.image)
         self.data_dir.mkdir()
         # The dev cluster has no volume provisioner, so the claim is bound to a folder of its node, this machine.
         self.data_dir.chmod(0o777)
@@ -115,13 +113,24 @@ class GatewayInCluster(Gateway):
                 },
             }
         )
-        self.apply_manifests()
-        self.namespace.kubectl("create", "secret", "generic", "kernelmux-token", f"--from-literal=token={TOKEN}")
+        self.deploy()
         self.process = GatewayPod(self.namespace)  # type: ignore[assignment]
         address = self.namespace.kubectl("get", "service", NAME, "--output=jsonpath={.spec.clusterIP}")
         self.url = f"http://{address}:{self.port}/"
         self.wait_replaced("", timeout)
         return self
+
+    def load_image(self, name: str) -> None:
+        """Loads this build's image under a name, which `close` removes."""
+        archive = self.home / "image.tar"
+        run(sys.executable, REPO / "deploy" / "gateway-image.py", binary(), archive, name)
+        run(DEV_CLUSTER, "load", archive)
+        archive.unlink()
+        self.images.append(name)
+
+    def deploy(self) -> None:
+        self.apply_manifests()
+        self.namespace.kubectl("create", "secret", "generic", "kernelmux-token", f"--from-literal=token={TOKEN}")
 
     def apply_manifests(self, *components: str) -> None:
         """Applies deploy/kubernetes with the given components."""
@@ -170,7 +179,8 @@ class GatewayInCluster(Gateway):
             self.session.close()
             for kind in ("namespace", "persistentvolume"):
                 self.namespace.kubectl("delete", kind, self.namespace.name, "--ignore-not-found", "--wait=false")
-            run(DEV_CLUSTER, "unload", self.image)
+            for image in self.images:
+                run(DEV_CLUSTER, "unload", image)
 
 
 __all__ = ["POD", "GatewayInCluster", "why_no_dev_cluster"]

@@ -76,9 +76,13 @@ class LogClient(Client):
 
     def work(self) -> None:
         while not self.stopping.is_set() and not self.ended:
-            with contextlib.suppress(*BROKEN):
+            try:
                 self.connections += 1
                 self.read()
+            except websocket.WebSocketBadStatusException as refusal:
+                assert refusal.status_code not in (401, 403), "the client is logged out"
+            except BROKEN:
+                pass
             self.stopping.wait(0.05)
 
 
