@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import ssl
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from conftest import skip_or_fail
-from harness.agents import losses, numbered, text_of
+from harness.agents import assert_whole, losses, numbered, text_of
+from harness.certificates import Authority
 from harness.cluster import IMAGE, POD, run as run_command, why_no_dev_cluster
 from harness.executions import run, wait_ended
-from harness.gateway import REPO, binary
+from harness.gateway import REPO, TOKEN, binary
 from harness.helm import CHART, RELEASE, Release, program, refused, template
 from harness.reconnecting import EventClient, LogClient, ResumeClient, entries_of
 from harness.waiting import eventually
@@ -124,7 +128,8 @@ def test_the_chart_makes_what_the_manifests_have(tmp_path: Path) -> None:
             manifests += yaml.safe_load_all(file.read_text())
     made = template(tmp_path, {})
     assert {(m["kind"], m["metadata"]["name"]) for m in manifests} < {(m["kind"], m["metadata"]["name"]) for m in made}
-    for kind, path in (("Role", "rules"), ("NetworkPolicy", "spec"), ("PodDisruptionBudget", "spec"), ("Service", "spec")):
+    for kind in ("Role", "NetworkPolicy", "PodDisruptionBudget", "Service"):
+        path = "rules" if kind == "Role" else "spec"
         expected = find(manifests, kind)[path]
         if kind == "Service":
             expected["type"] = "ClusterIP"
@@ -166,7 +171,8 @@ def test_all_values_have_an_effect_and_the_gateway_accepts_the_settings(built: N
     mounted = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
     assert mounted == {"kernelmux-config", "own-token", "own-tls", "own-ca", "own-users"}
     assert {mount["name"] for mount in container(made)["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert container(made)["livenessProbe"]["httpGet"] == {"path": "/kernels/healthz", "port": "http", "scheme": "HTTPS"}
+    probed = container(made)["livenessProbe"]["httpGet"]
+    assert probed == {"path": "/kernels/healthz", "port": "http", "scheme": "HTTPS"}
     assert environment(made)["KERNELMUX_KUBERNETES_FORBIDDEN_CLAIMS"] == "own-claim"
     assert find(made, "Ingress")["spec"]["rules"][0]["http"]["paths"][0]["path"] == "/kernels/"
     [endpoint] = find(made, "ServiceMonitor")["spec"]["endpoints"]
@@ -210,7 +216,10 @@ def test_only_settings_that_are_not_reloaded_replace_the_pod(tmp_path: Path) -> 
         ({"groups": [{"name": "staff", "max-kernel": 1}]}, "max-kernel"),
         ({"ingress": {"enabled": True}}, "ingress.host"),
         ({"token": {"enabled": False}}, "another way to authenticate"),
-        ({"monitoring": {"serviceMonitor": True}, "token": {"enabled": False}, "users": {"secretName": "x"}}, "token.enabled"),
+        (
+            {"monitoring": {"serviceMonitor": True}, "token": {"enabled": False}, "users": {"secretName": "x"}},
+            "token.enabled",
+        ),
     ],
 )
 def test_wrong_values_are_refused(tmp_path: Path, given: dict[str, Any], reason: str) -> None:
@@ -243,12 +252,11 @@ def test_an_installation_runs_cells_and_follows_its_values(install: Callable[...
     assert release.token and len(release.token) == 43
     assert release.token not in release.notes
     # The command of the notes prints the token.
-    (command,) = re.findall(r"kubectl --namespace \S+ (get secret .*)", release.notes)
-    secret, template_flag = re.fullmatch(r"(get secret \S+ --output) '(.*)'", command).groups()  # type: ignore[union-attr]
-    assert release.namespace.kubectl(*secret.split(), template_flag) == release.token
+    [command] = re.findall(r"kubectl --namespace \S+ (get secret .*)", release.notes)
+    assert release.namespace.kubectl(*shlex.split(command)) == release.token
     with release.kernel() as kernel_id:
-        started = run(release, kernel_id, "print(6 * 7)")
-        assert text_of(wait_ended(release, kernel_id, started["msg_id"], 60)) == "42\n"
+        with release.socket(kernel_id) as client:
+            assert client.run("6 * 7") == "42"
         # A lower limit takes effect without a restart, and the token stays.
         uid, token = release.uid(POD), release.token
         release.upgrade(config={"max-kernels": 1})
@@ -267,10 +275,55 @@ def test_an_installation_runs_cells_and_follows_its_values(install: Callable[...
         assert claims.strip() == "persistentvolumeclaim/kernelmux-data"
         release.helm("install", RELEASE, CHART, "--values", release.home / "values.yaml")
         release.read_token()
-        address = release.namespace.kubectl("get", "service", "kernelmux-gateway", "--output=jsonpath={.spec.clusterIP}")
-        release.url = f"http://{address}:{release.port}/"
+        release.find_address()
         release.wait_replaced("")
         eventually(lambda: [k["id"] for k in release.rest("GET", "api/kernels").json()] == [kernel_id], "it is found")
+
+
+@pytest.mark.kubernetes
+def test_token_users_and_certificates_come_from_secrets(install: Callable[..., Release], tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "certificates")
+
+    def server(name: str) -> dict[str, str]:
+        certificate, key = authority.server(name)
+        return {"tls.crt": certificate.read_text(), "tls.key": key.read_text()}
+
+    users = tmp_path / "users.json"
+    add = [binary(), "user", "add", "ada", "--users-file", users]
+    ada = {"Authorization": f"token {subprocess.check_output(add, text=True).strip()}"}
+    first, renewed = server("first"), server("renewed")
+    release = install(
+        secrets={
+            "own-token": {"auth": TOKEN},
+            "own-users": {"users.json": users.read_text()},
+            "own-tls": first,
+            "own-ca": {"ca.crt": authority.certificate.read_text()},
+        },
+        token={"existingSecret": "own-token", "key": "auth"},
+        users={"secretName": "own-users"},
+        tls={"secretName": "own-tls", "clientCaSecretName": "own-ca"},
+        auditLog={"enabled": True},
+    )
+    address = urlsplit(release.url)
+
+    def presented() -> str:
+        return ssl.get_server_certificate((str(address.hostname), address.port or 0))
+
+    assert presented() == first["tls.crt"]
+    assert release.token == TOKEN
+    with release.kernel():
+        assert len(release.rest("GET", "api/kernels").json()) == 1
+        assert release.rest("GET", "api/kernels", headers=ada).json() == []
+        assert release.rest("GET", "api/kernels", headers={}, cert=authority.client("bob", "staff")).json() == []
+        assert release.rest("GET", "api/kernels", headers={}).status_code == 401
+    # The folder of the volume.
+    audit = (release.data_dir / "kernelmux-audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["act"] for line in audit if '"start"' in line] == ["start"]
+    uid = release.uid(POD)
+    release.apply_secret("own-tls", renewed)
+    release.update_volumes()
+    eventually(lambda: presented() == renewed["tls.crt"], "the renewed certificate is used", 120)
+    assert release.uid(POD) == uid
 
 
 # Prints until the gate is opened, so that no clock decides whether the upgrade happens meanwhile.
@@ -281,8 +334,8 @@ while not pathlib.Path("/tmp/gate").exists():
     print(number, flush=True)
     number += 1
     time.sleep(0.1)
-print("end", number)
 """
+# They need about 2 GiB of memory, and their starts a minute of two cores.
 KERNELS = 20
 
 
@@ -294,44 +347,42 @@ def test_nothing_is_lost_when_the_gateway_is_upgraded_under_load(
     newer = f"{release.namespace.name}-newer"
     release.load_image(f"{IMAGE}:{newer}")
     clients: list[LogClient] = []
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            kernels = [kernel["id"] for kernel in pool.map(lambda _: release.start_kernel(), range(KERNELS))]
-        cells = {kernel_id: run(release, kernel_id, PRINTING)["msg_id"] for kernel_id in kernels}
-        for number, kernel_id in enumerate(kernels):
-            kind = (ResumeClient, EventClient)[number % 2]
-            client = kind(release, kernel_id, release.port)
-            client.url = release.url
-            clients.append(client)
-            client.start()
 
-        def all_continue(more: int) -> None:
-            before = [len(client.seen) for client in clients]
-            for client, seen in zip(clients, before, strict=True):
-                eventually(lambda: len(client.seen) >= seen + more or client.failure, "the client receives lines", 120)
+    def open_gate(kernel_id: str) -> None:
+        release.namespace.kubectl("exec", f"kernel-{kernel_id}", "--", "touch", "/tmp/gate")
 
-        all_continue(20)
-        uid = release.uid(POD)
-        release.upgrade(image={**release.values["image"], "tag": newer})
-        release.wait_replaced(uid, 120)
-        all_continue(20)
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda id: release.namespace.kubectl("exec", f"kernel-{id}", "--", "touch", "/tmp/gate"), kernels))
-        for kernel_id, msg_id in cells.items():
-            execution = wait_ended(release, kernel_id, msg_id, 120)
-            *lines, end = text_of(execution).splitlines()
-            assert "".join(f"{line}\n" for line in lines) == numbered(len(lines))
-            assert end == f"end {len(lines)}"
-            assert execution["complete"] is True
-            assert losses(release, kernel_id) == []
-        kept = {kernel_id: [entry["header"]["msg_id"] for entry in entries_of(release, kernel_id)] for kernel_id in kernels}
-        for client in clients:
-            expected = kept[client.kernel_id]
-            eventually(lambda: len(client.seen) >= len(expected) or client.failure, "the client has everything", 60)
-            client.stopping.set()
-            client.finish()
-            assert client.seen[: len(expected)] == expected
-            assert client.connections > 1, "the client was not disconnected"
-    finally:
-        for client in clients:
-            client.stopping.set()
+    def all_receive(more: int) -> None:
+        wanted = [(client, len(client.seen) + more) for client in clients]
+        for client, count in wanted:
+            eventually(lambda: client.failure or len(client.seen) >= count, "the client receives lines", 120)
+            assert client.failure is None, client.failure
+
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            kernels = [str(kernel["id"]) for kernel in pool.map(lambda _: release.start_kernel(), range(KERNELS))]
+            cells = {kernel_id: run(release, kernel_id, PRINTING)["msg_id"] for kernel_id in kernels}
+            for number, kernel_id in enumerate(kernels):
+                client = (ResumeClient, EventClient)[number % 2](release, kernel_id, release.port)
+                client.url = release.url
+                clients.append(client)
+                client.start()
+            all_receive(20)
+            uid = release.uid(POD)
+            release.upgrade(image={**release.values["image"], "tag": newer})
+            release.wait_replaced(uid, 120)
+            all_receive(20)
+            list(pool.map(open_gate, kernels))
+            for kernel_id, msg_id in cells.items():
+                execution = wait_ended(release, kernel_id, msg_id, 60)
+                assert_whole(execution, numbered(len(text_of(execution).splitlines())))
+                assert losses(release, kernel_id) == []
+            # The end of a kernel ends its clients.
+            for kernel_id in kernels:
+                assert release.rest("DELETE", f"api/kernels/{kernel_id}").status_code == 204
+            for client in clients:
+                client.finish()
+                assert client.connections > 1, "the upgrade did not disconnect the client"
+                assert client.seen == [entry["header"]["msg_id"] for entry in entries_of(release, client.kernel_id)]
+        finally:
+            for client in clients:
+                client.stopping.set()

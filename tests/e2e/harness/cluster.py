@@ -95,6 +95,7 @@ class GatewayInCluster(Gateway):
         self.namespace = Namespace(f"kmux-test-{uuid.uuid4().hex[:12]}")
         self.image = f"{IMAGE}:{self.namespace.name}"
         self.images: list[str] = []
+        self.scheme = "http"
 
     def start(self, timeout: float = 60.0) -> Gateway:
         self.load_image(self.image)
@@ -115,10 +116,14 @@ class GatewayInCluster(Gateway):
         )
         self.deploy()
         self.process = GatewayPod(self.namespace)  # type: ignore[assignment]
-        address = self.namespace.kubectl("get", "service", NAME, "--output=jsonpath={.spec.clusterIP}")
-        self.url = f"http://{address}:{self.port}/"
+        self.find_address()
         self.wait_replaced("", timeout)
         return self
+
+    def find_address(self) -> None:
+        """Uses the address of the Service."""
+        address = self.namespace.kubectl("get", "service", NAME, "--output=jsonpath={.spec.clusterIP}")
+        self.url = f"{self.scheme}://{address}:{self.port}/"
 
     def load_image(self, name: str) -> None:
         """Loads this build's image under a name, which `close` removes."""

@@ -58,6 +58,10 @@ class Release(GatewayInCluster):
             **given,
         }
         self.notes = ""
+        if "tls" in given:
+            self.scheme = "https"
+            # The certificate does not name the Service's address, which is chosen later. Tests compare it.
+            self.session.verify = False
 
     def deploy(self) -> None:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -83,9 +87,10 @@ class Release(GatewayInCluster):
 
     def read_token(self) -> None:
         """Uses the token of the installed gateway."""
-        name = self.values.get("token", {}).get("existingSecret", "kernelmux-token")
+        given = self.values.get("token", {})
+        name, key = given.get("existingSecret", "kernelmux-token"), given.get("key", "token")
         secret = json.loads(self.namespace.kubectl("get", "secret", name, "--output=json"))
-        self.token = base64.b64decode(secret["data"]["token"]).decode()
+        self.token = base64.b64decode(secret["data"][key]).decode()
 
     def update_volumes(self) -> None:
         """Makes the kubelet update the pod's mounted Secrets now. By itself, it does so within about a minute."""
