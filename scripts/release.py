@@ -25,7 +25,7 @@ INCLUDED = re.compile(r'\binclude_(?:str|bytes)!\(\s*"([^"]+)"\s*\)')
 CLIENT = "clients/js"
 NOT_YET = [
     "Python wheels: not published yet; `make wheel` builds them",
-    "images: not published yet; deploy/gateway-image.py makes the gateway's image",
+    "images, Helm chart, Debian package: not published yet; deploy/README.md says how to build them",
 ]
 
 

@@ -29,7 +29,7 @@ from harness.reconnecting import EventClient, LogClient, ResumeClient, entries_o
 from harness.waiting import eventually
 
 # The first test builds Helm.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 PYTHON = {
     "argv": ["python3", "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
@@ -184,7 +184,7 @@ def test_all_values_have_an_effect_and_the_gateway_accepts_the_settings(built: N
     # Every flag is a key of `config`, or the chart sets its variable.
     flags = set(re.findall(r"^\| `--([a-z-]+)", (REPO / "docs/src/flags.md").read_text(), re.MULTILINE))
     schema = json.loads((CHART / "values.schema.json").read_text())
-    assert set(schema["properties"]["config"]["propertyNames"]["enum"]) == flags - NOT_IN_CONFIG
+    assert set(schema["properties"]["config"]["properties"]) == flags - NOT_IN_CONFIG
     set_by_chart = {name.removeprefix("KERNELMUX_").lower().replace("_", "-") for name in environment(made)}
     assert set_by_chart - flags == {"jupyter-path"}
     assert NOT_IN_CONFIG - set_by_chart == {"from-enterprise-gateway", "no-auth", "insecure", "token"}
@@ -201,7 +201,7 @@ def test_only_settings_that_are_not_reloaded_replace_the_pod(tmp_path: Path) -> 
     assert len(reloaded) > 20
     assert checksum(**dict.fromkeys(reloaded, "x")) == checksum()
     schema = json.loads((CHART / "values.schema.json").read_text())
-    others = set(schema["properties"]["config"]["propertyNames"]["enum"]) - reloaded
+    others = set(schema["properties"]["config"]["properties"]) - reloaded
     assert len({checksum(**{key: "x"}) for key in others}) == len(others)
 
 
