@@ -13,7 +13,7 @@ PYTEST ?=
 E2E_WORKERS ?= 2
 # Tests use the gateway with all features. Every target builds the whole workspace with the same features, so that
 # nothing is built twice.
-TESTED := --locked --workspace --features kernelmux-gateway/nats
+TESTED := --locked --workspace --features kernelmux-gateway/nats,kernelmux-gateway/otlp
 WASM := wasm32-unknown-unknown
 # Benchmarks to run, by name: make bench BENCH="protocol log"
 BENCH ?=

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -11,29 +10,9 @@ from pathlib import Path
 import pytest
 import requests
 import websocket
-from harness.gateway import Gateway, binary
+from harness.gateway import Gateway
+from harness.users import REVOKED_WITHIN, Users, bearer
 from harness.waiting import eventually
-
-REVOKED_WITHIN = 2.0
-
-
-class Users:
-    """The file of users, changed with the gateway's own command."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "users.json"
-
-    def run(self, *args: str) -> str:
-        argv = [str(binary()), "user", *args, "--users-file", str(self.file)]
-        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-
-    def add(self, name: str, *args: str) -> str:
-        return self.run("add", name, *args).strip()
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
-
 
 @pytest.fixture
 def users(tmp_path: Path) -> Users:

@@ -9,10 +9,13 @@ use jupyter_protocol::KernelId;
 use kernel_provider::LaunchStage;
 use serde::Serialize;
 use tokio::sync::watch;
+use tracing::span::Id;
+use tracing::{Span, info};
 use utoipa::ToSchema;
 
 use crate::metrics::Metrics;
 use crate::model::timestamp;
+use crate::traces::TRACES;
 
 /// The most starts that are remembered. Beyond that, the oldest is forgotten.
 const MAX_LAUNCHES: usize = 1_024;
@@ -92,6 +95,8 @@ pub(crate) struct Launch {
     /// When the current phase began.
     entered: Mutex<Instant>,
     metrics: Arc<Metrics>,
+    /// The span of the start, which this does not keep open.
+    span: Option<Id>,
     /// The previous start. Its own `before` is `None`, so that starts do not form a growing chain.
     before: Option<Arc<Launch>>,
 }
@@ -135,6 +140,7 @@ impl Launch {
             if progress.phase != phase {
                 let entered = std::mem::replace(&mut *kernel_provider::lock(&self.entered), Instant::now());
                 self.metrics.start_phase(progress.phase.as_str(), entered.elapsed());
+                info!(target: TRACES, parent: self.span.clone(), "{}", phase.as_str());
             }
             if changed {
                 *progress = ProgressModel::new(phase, reason, Utc::now());
@@ -156,7 +162,13 @@ struct Known {
 
 impl Launches {
     /// Begins a start, unless one of the same kernel is under way.
-    pub(crate) fn begin(&self, kernel: KernelId, owner: Option<&str>, metrics: &Arc<Metrics>) -> Option<Arc<Launch>> {
+    pub(crate) fn begin(
+        &self,
+        kernel: KernelId,
+        owner: Option<&str>,
+        metrics: &Arc<Metrics>,
+        span: &Span,
+    ) -> Option<Arc<Launch>> {
         let mut known = kernel_provider::lock(&self.0);
         let before = match known.by_kernel.get(&kernel).cloned() {
             Some(before) if !before.progress.borrow().phase.is_final() => return None,
@@ -169,6 +181,7 @@ impl Launches {
                 progress: watch::Sender::new(progress),
                 entered: Mutex::new(Instant::now()),
                 metrics: metrics.clone(),
+                span: None,
                 before: None,
             })
         });
@@ -180,6 +193,7 @@ impl Launches {
             progress: watch::Sender::new(ProgressModel::new(KernelPhase::Queued, None, Utc::now())),
             entered: Mutex::new(Instant::now()),
             metrics: metrics.clone(),
+            span: span.id(),
             before,
         });
         known.by_kernel.insert(kernel, launch.clone());
@@ -220,7 +234,7 @@ mod tests {
     use super::*;
 
     fn begin(launches: &Launches, id: KernelId, owner: Option<&str>) -> Option<Arc<Launch>> {
-        launches.begin(id, owner, &Arc::default())
+        launches.begin(id, owner, &Arc::default(), &Span::none())
     }
 
     #[test]

@@ -40,6 +40,7 @@ mod shares;
 mod start;
 mod tls;
 mod token;
+mod traces;
 mod trusted_header;
 mod unread_body;
 mod user_tokens;
@@ -73,6 +74,7 @@ pub use rates::RateLimits;
 pub use serve::serve;
 pub use tls::{Tls, TlsError, TlsOptions, TlsVersion};
 pub use token::{InvalidToken, Token};
+pub use traces::TRACES;
 pub use trusted_header::TrustedHeader;
 pub use user_tokens::{User, UserToken, Users, UsersFile, UsersFileError};
 

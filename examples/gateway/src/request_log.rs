@@ -7,10 +7,10 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use tracing::{debug, info};
+use tracing::{Instrument, debug, info};
 use uuid::Uuid;
 
-use crate::Gateway;
+use crate::{Gateway, traces};
 
 /// How many bytes of a path are logged.
 const MAX_PATH: usize = 256;
@@ -48,11 +48,12 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, mut request: Req
     let id = RequestId::of(&request);
     request.extensions_mut().insert(id.clone());
     let began = Instant::now();
+    let span = traces::of_request(&request, &id);
     let method = request.method().clone();
     // A URI is ASCII, so any byte is a character boundary.
     let path = request.uri().path();
     let path = without_link(&path[..path.len().min(MAX_PATH)]);
-    let mut response = next.run(request).await;
+    let mut response = next.run(request).instrument(span.clone()).await;
     response.headers_mut().insert(REQUEST_ID, id.0.clone());
     let status = response.status();
     let took = began.elapsed();
@@ -60,9 +61,9 @@ pub(crate) async fn record(State(gateway): State<Arc<Gateway>>, mut request: Req
         // `/api/kernels/:id` is easier to write in a query than `/api/kernels/{id}`.
         matched.as_str().replace("{*", ":").replace('{', ":").replace('}', "")
     });
-    gateway
-        .metrics
-        .request(&method, route.as_deref().unwrap_or("none"), status, took);
+    let route = route.as_deref().unwrap_or("none");
+    gateway.metrics.request(&method, route, status, took);
+    traces::answered(&span, &method, route, status);
     // Frequent polls are not logged.
     if method.is_safe() && status.is_success() {
         debug!(%method, path, status = status.as_u16(), ?took, id = id.as_str(), "request");

@@ -19,6 +19,7 @@ use crate::error::ApiError;
 use crate::identity::{Identity, Role};
 use crate::profiles::{self, Resources};
 use crate::rates::Limited;
+use crate::traces;
 use crate::users::KernelUser;
 
 /// Longest kernelspec name to look up, in bytes.
@@ -164,11 +165,14 @@ pub(crate) async fn start(
     if let Some(resources) = Resources::of(&request.env) {
         resources.annotate(&mut request.annotations);
     }
+    let span = traces::of_start(id, &request.spec);
     // A request for a kernel that exists must not hide that kernel's progress.
     let launch = if gateway.has_kernel(id) {
         None
     } else {
-        gateway.launches.begin(id, request.owner.as_deref(), &gateway.metrics)
+        gateway
+            .launches
+            .begin(id, request.owner.as_deref(), &gateway.metrics, &span)
     };
     if let Some(launch) = launch.clone() {
         request = request.with_progress(Progress::new(move |stage| launch.report(stage)));
@@ -186,6 +190,10 @@ pub(crate) async fn start(
             Err(StartError::LimitReached { .. }) => metrics.refusal("kernels"),
             Err(error) if is_refused(error) => {}
             started => metrics.start(&spec_name, started.is_ok(), began.elapsed()),
+        }
+        if let Err(error) = &started {
+            span.record("otel.status_code", "ERROR");
+            span.record("otel.status_description", error.to_string());
         }
         if let Ok(kernel) = &started {
             shares.forget_before(kernel).await;

@@ -80,6 +80,7 @@ class Gateway:
         home: Path,
         *args: str,
         token: str | None = TOKEN,
+        is_token_in_args: bool = False,
         port: int = 0,
         base_url: str = "/",
         env: dict[str, str] | None = None,
@@ -89,6 +90,7 @@ class Gateway:
         self.data_dir = home / "gateway"
         self.args = list(args)
         self.token = token
+        self.is_token_in_args = is_token_in_args
         self.port = port
         self.base_url = base_url
         self.extra_env = env or {}
@@ -104,7 +106,8 @@ class Gateway:
             return self._peer_argv()
         argv = [str(binary()), "--ip", "127.0.0.1", "--port", str(self.port)]
         argv += ["--data-dir", str(self.data_dir)]
-        argv += ["--token", self.token] if self.token else ["--no-auth"]
+        if not self.is_token_in_args:
+            argv += ["--token", self.token] if self.token else ["--no-auth"]
         if self.base_url != "/":
             argv += ["--base-url", self.base_url]
         return argv + self.args

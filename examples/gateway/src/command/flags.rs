@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use axum::http::{HeaderName, Method};
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use kernelmux_gateway::{Access, AllowOrigin, BaseUrl, Token};
+use kernelmux_gateway::{Access, AllowOrigin, BaseUrl, TRACES, Token};
 use tracing_subscriber::EnvFilter;
 
 use super::config_command::ConfigCommand;
@@ -200,6 +200,10 @@ pub(super) struct Flags {
     /// Record the code that users run in the audit log, up to 64 KiB of each execution
     #[arg(long, env = "KERNELMUX_AUDIT_CODE")]
     pub(super) audit_code: bool,
+    /// Send traces of requests and of starts of kernels to the collector of OpenTelemetry at this URL, such as
+    /// http://127.0.0.1:4318; needs a gateway built with the feature otlp
+    #[arg(long, env = "KERNELMUX_OTLP_ENDPOINT", value_name = "URL")]
+    pub(super) otlp_endpoint: Option<String>,
     /// What to log to stderr: error, warn, info, debug, trace, or a filter such as info,kernel_provider=debug
     #[arg(long, env = "KERNELMUX_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -313,7 +317,8 @@ impl Flags {
 
     /// The log filter.
     pub(super) fn log_filter(&self) -> Result<EnvFilter, String> {
-        EnvFilter::try_new(format!("{QUIETER},{}", self.log))
+        let traces = if self.otlp_endpoint.is_some() { "info" } else { "off" };
+        EnvFilter::try_new(format!("{QUIETER},{},{TRACES}={traces}", self.log))
             .map_err(|error| format!("wrong --log {:?}: {error}", self.log))
     }
 }

@@ -15,6 +15,8 @@ mod run;
 mod settings;
 mod sign_in;
 mod tls;
+#[cfg(feature = "otlp")]
+mod traces;
 mod user;
 
 use std::io::Write;

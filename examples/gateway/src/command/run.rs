@@ -10,7 +10,7 @@ use std::time::Duration;
 use kernel_log::{DiskStore, Durability, LogOptions, LogStore, Logs, WhenFull};
 use kernel_manager::{AtClose, Manager, ManagerOptions};
 use kernel_provider::KernelProvider;
-use kernelmux_gateway::{Access, AuditLog, AuditOptions, Gateway, GatewayOptions, serve};
+use kernelmux_gateway::{Access, AuditLog, AuditOptions, Gateway, GatewayOptions, TRACES, serve};
 use provider_local::{InheritEnv, LocalOptions, LocalProvider};
 #[cfg(target_os = "linux")]
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -21,6 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
@@ -30,6 +31,8 @@ use super::data_dir::{self, DataDir};
 use super::flags::{Flags, LogDurability, LogFormat, OnTerminate};
 use super::reload::Reloader;
 use super::settings::Settings;
+#[cfg(feature = "otlp")]
+use super::traces::Traces;
 
 /// How long the gateway waits for its kernels to end before it exits.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -56,13 +59,30 @@ pub(super) fn run(settings: Box<Settings>, args: Vec<OsString>) -> Result<()> {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(lines).init();
+    let lines = lines.with_filter(filter_fn(|metadata| metadata.target() != TRACES));
+    let log = tracing_subscriber::registry().with(filter).with(lines);
+    let runtime = Builder::new_multi_thread().enable_all().build()?;
+    #[cfg(feature = "otlp")]
+    let traces = flags
+        .otlp_endpoint
+        .as_deref()
+        .map(|endpoint| Traces::start(endpoint, runtime.handle()))
+        .transpose()
+        .map_err(|error| format!("--otlp-endpoint: {error}"))?;
+    #[cfg(feature = "otlp")]
+    log.with(traces.as_ref().map(Traces::layer)).init();
+    #[cfg(not(feature = "otlp"))]
+    if flags.otlp_endpoint.is_some() {
+        let missing = "--otlp-endpoint: this gateway was built without its feature otlp; build it with --features otlp";
+        return Err(missing.into());
+    } else {
+        log.init();
+    }
     for warning in &settings.warnings {
         warn!("{warning}");
     }
     raise_open_files();
     keep_memory_private();
-    let runtime = Builder::new_multi_thread().enable_all().build()?;
     // Separate threads read iopub, so that clients' traffic cannot make a kernel drop output.
     let recorders = Builder::new_multi_thread()
         .thread_name("recorder")
@@ -91,6 +111,10 @@ pub(super) fn run(settings: Box<Settings>, args: Vec<OsString>) -> Result<()> {
         }
         Ok(())
     });
+    #[cfg(feature = "otlp")]
+    if let Some(traces) = traces {
+        traces.shut_down();
+    }
     // Blocking operations, such as a read from a store, are not awaited.
     runtime.shutdown_background();
     recorders.shutdown_background();

@@ -182,7 +182,8 @@ async fn open(
             .headers_mut()
             .insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
     }
-    let span = info_span!("client", %kernel_id, session);
+    // Not a part of the request's span, which ends earlier.
+    let span = info_span!(parent: None, "client", %kernel_id, session);
     let format = Format::new(subprotocol, peer);
     if let Some(kernel) = &kernel
         && format != Format::Resume
