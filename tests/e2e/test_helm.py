@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -190,6 +191,15 @@ def test_all_values_have_an_effect_and_the_gateway_accepts_the_settings(built: N
     assert NOT_IN_CONFIG - set_by_chart == {"from-enterprise-gateway", "no-auth", "insecure", "token"}
 
 
+def test_a_given_token_is_kept_in_the_secret_only(tmp_path: Path) -> None:
+    objects = template(tmp_path, {"token": {"value": TOKEN}})
+    secret = find(objects, "Secret", "kernelmux-token")
+    assert base64.b64decode(secret.pop("data")["token"]).decode() == TOKEN
+    assert TOKEN not in json.dumps(objects)
+    made = [find(template(tmp_path, {}), "Secret", "kernelmux-token")["data"]["token"] for _ in range(2)]
+    assert made[0] != made[1] and all(len(base64.b64decode(token)) == 43 for token in made)
+
+
 def test_only_settings_that_are_not_reloaded_replace_the_pod(tmp_path: Path) -> None:
     def checksum(**config: Any) -> str:
         pod = find(template(tmp_path, {"config": config}), "StatefulSet")["spec"]["template"]
@@ -266,8 +276,14 @@ def test_an_installation_runs_cells_and_follows_its_values(install: Callable[...
         assert refusal.status_code == 403 and "1" in refusal.json()["message"], refusal.text
         release.read_token()
         assert (release.uid(POD), release.token) == (uid, token)
-        # The kernel and the log outlive the chart.
+        # A setting that is not reloaded replaces the pod, but not the kernel.
         pod = release.uid(f"kernel-{kernel_id}")
+        release.upgrade(config={"max-kernels": 1, "log-max-mib": 64})
+        release.wait_replaced(uid)
+        release.read_token()
+        assert release.token == token
+        assert "log-max-mib = 64" in release.namespace.kubectl("exec", POD, "--", "kernelmux-gateway", "config", "show")
+        # The kernel and the log outlive the chart.
         release.uninstall()
         eventually(lambda: release.uid(POD) == "", "the gateway has ended", 60)
         assert release.uid(f"kernel-{kernel_id}") == pod
