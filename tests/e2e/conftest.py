@@ -40,6 +40,7 @@ CHROMIUM = [
 LONGEST = [
     "test_resume_chaos.py",
     "test_lab_restore.py",
+    "test_attacks.py",
     "test_lab_failures.py",
     "test_resume_jupyterlab.py",
     "test_lab_documents.py",

@@ -11,6 +11,7 @@ mod auth;
 mod authorization;
 mod base_url;
 mod cors;
+mod counted;
 mod environment;
 mod error;
 mod file_changes;
@@ -170,8 +171,8 @@ impl Gateway {
     }
 
     /// Replaces the options, for requests from now on. If the access control changes, requests and streams end that the
-    /// shared token or the lack of authentication had allowed. `base_url`, `users`, `tls`, `audit`, `shares_file`, and the
-    /// `head_deadline` of a gateway that is already [served](serve), stay as they were.
+    /// shared token or the lack of authentication had allowed. `base_url`, `users`, `tls`, `audit`, `shares_file`, and
+    /// what [`serve`] has read (`head_deadline`, `max_connections`), stay as they were.
     pub fn set_options(&self, mut options: GatewayOptions) {
         let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
         let before = &settings.options;

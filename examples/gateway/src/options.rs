@@ -88,6 +88,8 @@ pub struct GatewayOptions {
     /// File with the hashes of shares' links, so that links work after a restart of the gateway; `None` keeps them in
     /// memory.
     pub shares_file: Option<PathBuf>,
+    /// The most open connections of [`serve`](crate::serve). At this number, it accepts the next when one is closed.
+    pub max_connections: usize,
     /// Timeout for a request's head, and for idle connections of [`serve`](crate::serve).
     pub head_deadline: Duration,
     /// Timeout for a request's body; the response is 408.
@@ -99,7 +101,7 @@ pub struct GatewayOptions {
 
 impl GatewayOptions {
     /// Base URL `/`, no foreign origins, any `Host`, only `KERNEL_*` variables, no default owner, no root, and shares
-    /// that are kept in memory. The timeouts are 60 s for a request's head, 30 s for its body, and 90 s for writes.
+    /// that are kept in memory. There may be 32,768 connections. The timeouts are 60 s for a request's head, 30 s for its body, and 90 s for writes.
     #[must_use]
     pub fn new(access: Access) -> Self {
         Self {
@@ -124,6 +126,7 @@ impl GatewayOptions {
             root_dir: None,
             allow_shares: true,
             shares_file: None,
+            max_connections: 32_768,
             head_deadline: Duration::from_secs(60),
             body_deadline: Duration::from_secs(30),
             write_deadline: Duration::from_secs(90),

@@ -12,10 +12,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::counted::Counted;
 use crate::trusted_header::PeerAddress;
 use crate::wrong_tokens::ClientAddress;
 use crate::{Gateway, router};
@@ -39,14 +41,25 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) {
         .max_headers(MAX_HEADER_COUNT);
     let tls = gateway.options().tls.clone();
     let connections = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(
+        gateway.options().max_connections.min(Semaphore::MAX_PERMITS),
+    ));
     loop {
-        let (stream, address) = tokio::select! {
-            accepted = accept(&listener) => accepted,
+        let accepting = async {
+            let permit = permit(&room).await;
+            (permit, accept(&listener).await)
+        };
+        let (permit, (stream, address)) = tokio::select! {
+            accepted = accepting => accepted,
             () = gateway.closing() => break,
         };
         if let Err(error) = set_up(&stream, gateway.options().write_deadline) {
             debug!(%error, "cannot set the options of a connection");
         }
+        let stream = Counted {
+            stream,
+            _permit: permit,
+        };
         // The routes need the peer's address.
         let router = router
             .clone()
@@ -114,6 +127,15 @@ fn set_up(stream: &TcpStream, write_deadline: Duration) -> io::Result<()> {
     #[cfg(not(target_os = "linux"))]
     let _ = write_deadline;
     Ok(())
+}
+
+/// Waits until there may be another connection. The system's queue of the listener holds those that wait.
+async fn permit(room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    if room.available_permits() == 0 {
+        warn!("there are as many connections as --max-connections allows; the next one waits until one is closed");
+    }
+    // Nothing closes the semaphore.
+    room.clone().acquire_owned().await.ok()
 }
 
 /// The next connection. Skips connections that failed before they were accepted.

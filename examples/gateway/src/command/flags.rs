@@ -186,6 +186,11 @@ pub(super) struct Flags {
     /// What SIGTERM does to the kernels
     #[arg(long, env = "KERNELMUX_ON_TERMINATE", value_enum, default_value_t = OnTerminate::Detach)]
     pub(super) on_terminate: OnTerminate,
+    /// The most open connections, WebSockets included; beyond that, the next ones wait until some are closed [default: three
+    /// quarters of the files that the gateway may have open]
+    #[arg(long, env = "KERNELMUX_MAX_CONNECTIONS", value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) max_connections: Option<u32>,
     /// A file to which one line of JSON is appended for each act of a user: starts, stops, connections, shares, refusals and
     /// others
     #[arg(long, env = "KERNELMUX_AUDIT_LOG", value_name = "PATH")]

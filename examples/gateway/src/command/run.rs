@@ -175,6 +175,9 @@ impl Running {
         gateway_options(settings, &mut options)?;
         flags.sign_in.apply(&mut options)?;
         flags.tls.apply(&mut options)?;
+        options.max_connections = flags
+            .max_connections
+            .map_or_else(most_of_open_files, |max| max as usize);
         options.audit = flags
             .audit_log
             .as_ref()
@@ -437,6 +440,12 @@ fn raise_open_files() {
             warn!(%error, "the limit of open files stays low and allows only few kernels and clients");
         }
     }
+}
+
+/// The rest is for kernels and logs.
+fn most_of_open_files() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(OPEN_FILES);
+    usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX)
 }
 
 /// Prevents kernels, which run as the same user, from reading the token or other kernels' keys in this process's memory

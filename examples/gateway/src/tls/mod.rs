@@ -15,7 +15,6 @@ use axum::middleware::Next;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -29,6 +28,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::counted::Counted;
 use crate::{FileChanges, Gateway};
 pub(crate) use client_certificate::ClientCertificate;
 
@@ -272,11 +272,11 @@ impl Tls {
 
     /// Does the handshake of a connection, and returns the client's certificate if it has one. `None` if the client does
     /// not speak TLS, has no valid certificate, or takes too long.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> Option<(TlsStream<TcpStream>, Option<ClientCertificate>)> {
+    pub(crate) async fn accept(&self, stream: Counted) -> Option<(TlsStream<Counted>, Option<ClientCertificate>)> {
         let handshake = async {
             let mut first = [0];
             // HTTP begins with a method; TLS with the byte 22 (RFC 8446, section 5.1).
-            if stream.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase() {
+            if stream.stream.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase() {
                 return Err(Refusal::NoTls(stream));
             }
             let current = self.current();
@@ -310,7 +310,7 @@ impl Tls {
 }
 
 /// Answers a request without TLS. Reads the request, because closing the connection before would discard the answer.
-async fn explain(mut stream: TcpStream) -> io::Result<()> {
+async fn explain(mut stream: Counted) -> io::Result<()> {
     stream.write_all(NO_TLS).await?;
     stream.shutdown().await?;
     tokio::io::copy(&mut stream.take(MAX_REQUEST), &mut tokio::io::sink())
@@ -334,7 +334,7 @@ pub(crate) async fn strict_transport(State(gateway): State<Arc<Gateway>>, reques
 
 enum Refusal {
     /// The client sent an HTTP request without TLS.
-    NoTls(TcpStream),
+    NoTls(Counted),
     Failed(io::Error),
 }
 
