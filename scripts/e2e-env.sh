@@ -9,6 +9,9 @@ scripts/cached-venv.sh target/e2e-venv tests/e2e/requirements.txt scripts/e2e-ke
 for name in lab-oldest lab-others lab-nbmodel lab-documents; do
     scripts/cached-venv.sh "target/$name-venv" "tests/e2e/$name/requirements.txt"
 done
+# Enterprise Gateway's client and its integration tests.
+eg=tests/e2e/enterprise-gateway
+scripts/cached-venv.sh target/enterprise-gateway-venv "$eg/requirements.txt" "$eg/install.sh"
 if [ -z "${CHROMIUM:-}" ]; then
     scripts/debian-packages.sh Chromium "the browser tests" "chromium|google-chrome" chromium fonts-dejavu-core
 fi
