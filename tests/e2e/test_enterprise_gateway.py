@@ -21,10 +21,12 @@ c.EnterpriseGatewayApp.env_whitelist = ["TEST_VAR"]
 c.EnterpriseGatewayApp.max_kernels_per_user = 2
 c.RemoteMappingKernelManager.cull_idle_timeout = 3600
 c.RemoteMappingKernelManager.cull_interval = 60
+c.KernelSpecManager.allowed_kernelspecs = ["python3", "authorization_test"]
 """
 VARIABLES = {
     "EG_ALLOW_ORIGIN": "https://lab.example",
     "EG_INHERITED_ENVS": "HOME,LANG",
+    "EG_UNAUTHORIZED_USERS": "mallory",
     "KG_DEFAULT_KERNEL_NAME": "python3",
 }
 
@@ -80,6 +82,10 @@ def test_its_integration_tests_pass(gateway: Gateway, eg_tests: Path, tmp_path: 
 def test_its_settings_are_in_force(gateway: Gateway) -> None:
     origin = {"Origin": "https://lab.example"}
     assert gateway.rest("GET", "api/kernels", headers=origin).headers["Access-Control-Allow-Origin"] == origin["Origin"]
+    specs = gateway.rest("GET", "api/kernelspecs").json()["kernelspecs"]
+    assert sorted(specs) == ["authorization_test", "python3"]
+    mallory = gateway.rest("POST", "api/kernels", json={"env": {"KERNEL_USERNAME": "mallory"}})
+    assert mallory.status_code == 403, mallory.text
     env = {"KERNEL_USERNAME": "alice", "TEST_VAR": "of the client", "OTHER_VAR": "not passed on"}
     for _ in range(2):
         started = gateway.rest("POST", "api/kernels", json={"env": env})

@@ -78,6 +78,12 @@ pub struct GatewayOptions {
     pub local_hosts_only: bool,
     /// Environment variables that clients may set for kernels, in addition to `KERNEL_*`; `*` allows all.
     pub client_envs: Vec<String>,
+    /// The only users for whom kernels may be started; empty for all. A kernelspec that authorizes users replaces them.
+    pub authorized_users: Vec<String>,
+    /// Users for whom no kernels may be started.
+    pub unauthorized_users: Vec<String>,
+    /// The only kernelspecs that are shown and may be started; empty for all.
+    pub kernelspecs: Vec<String>,
     /// Owner of kernels whose client is no user and sends no `KERNEL_USERNAME`.
     pub default_owner: Option<String>,
     /// Root of the `path` of new kernels and sessions. A kernel starts in the deepest existing folder of its path.
@@ -122,6 +128,9 @@ impl GatewayOptions {
             list_kernels: true,
             local_hosts_only: false,
             client_envs: Vec::new(),
+            authorized_users: Vec::new(),
+            unauthorized_users: Vec::new(),
+            kernelspecs: Vec::new(),
             default_owner: None,
             root_dir: None,
             allow_shares: true,

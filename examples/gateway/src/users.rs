@@ -40,8 +40,10 @@ impl KernelUser {
 
     /// Whether the user may use the kernelspec with this name.
     pub(crate) fn may_use(&self, name: &str, spec: &InstalledKernelspec) -> bool {
-        let allows_user = self.name.as_deref().is_none_or(|user| allows(spec, user, &self.groups));
-        allows_user && self.memberships().allow_spec(name)
+        let only = &self.options.kernelspecs;
+        let is_offered = only.is_empty() || only.iter().any(|offered| offered == name);
+        let may_start = |user: &str| allows(&self.options, spec, user, &self.groups);
+        is_offered && self.name.as_deref().is_none_or(may_start) && self.memberships().allow_spec(name)
     }
 
     /// The refusal of this kernelspec.
@@ -51,11 +53,17 @@ impl KernelUser {
     }
 }
 
-/// Whether the kernelspec allows this user, who is in these groups. Names are compared exactly.
-fn allows(spec: &InstalledKernelspec, user: &str, groups: &[String]) -> bool {
+/// Whether the kernelspec and the options allow this user, who is in these groups. A kernelspec that authorizes users
+/// replaces those that the options authorize. Names are compared exactly.
+fn allows(options: &GatewayOptions, spec: &InstalledKernelspec, user: &str, groups: &[String]) -> bool {
+    let is_in = |names: &[String]| names.iter().any(|name| name == user);
+    if is_in(&options.unauthorized_users) {
+        return false;
+    }
     let metadata = &spec.spec.metadata;
     let config = |stanza: &str| metadata.get(stanza)?.get("config");
-    [
+    let mut authorizes = false;
+    let allowed = [
         metadata.get("kernelmux"),
         config("process_proxy"),
         config("kernel_provisioner"),
@@ -69,8 +77,12 @@ fn allows(spec: &InstalledKernelspec, user: &str, groups: &[String]) -> bool {
             (!users.is_empty() || !of_groups.is_empty()).then(|| users.contains(&user) || is_in_group())
         };
         let is_unauthorized = is_named("unauthorized_users", "unauthorized_groups").unwrap_or(false);
-        !is_unauthorized && is_named("authorized_users", "authorized_groups").unwrap_or(true)
-    })
+        let is_authorized = is_named("authorized_users", "authorized_groups");
+        authorizes |= is_authorized.is_some();
+        !is_unauthorized && is_authorized.unwrap_or(true)
+    });
+    let is_known = authorizes || options.authorized_users.is_empty() || is_in(&options.authorized_users);
+    allowed && is_known
 }
 
 /// The names in a list or in a comma-separated text.
@@ -91,18 +103,38 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::Access;
+
+    fn may_with(options: GatewayOptions, metadata: Value, user: &str) -> bool {
+        let spec = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+        let installed = InstalledKernelspec {
+            name: "x".into(),
+            spec,
+            resource_dir: "/".into(),
+        };
+        allows(&options, &installed, user, &["staff".to_owned()])
+    }
 
     #[test]
     fn a_kernelspec_can_allow_and_deny_users() {
-        let may = |metadata: Value, user: &str| {
-            let spec = serde_json::from_value(json!({"metadata": metadata})).unwrap();
-            let installed = InstalledKernelspec {
-                name: "x".into(),
-                spec,
-                resource_dir: "/".into(),
-            };
-            allows(&installed, user, &["staff".to_owned()])
-        };
+        let may = |metadata: Value, user: &str| may_with(GatewayOptions::new(Access::Open), metadata, user);
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        for (user, own, expected) in [
+            ("ada", json!({}), true),
+            ("bob", json!({}), false),
+            ("bob", json!({"authorized_users": "bob"}), true),
+            ("ada", json!({"authorized_users": "bob"}), false),
+            ("eve", json!({"authorized_users": "eve"}), false),
+        ] {
+            let mut options = GatewayOptions::new(Access::Open);
+            options.authorized_users = names(&["ada", "eve"]);
+            options.unauthorized_users = names(&["eve"]);
+            assert_eq!(
+                may_with(options, json!({"kernelmux": own}), user),
+                expected,
+                "{user} {own}"
+            );
+        }
         for stanza in ["process_proxy", "kernel_provisioner"] {
             let config = |config: Value| json!({stanza: {"config": config}});
             let only = config(json!({"authorized_users": "ada, bob"}));

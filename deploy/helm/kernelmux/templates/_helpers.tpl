@@ -33,7 +33,8 @@ httpGet: {path: {{ include "kernelmux.prefix" . }}/healthz, port: http, scheme: 
     "allow-origin" "allow-credentials" "allow-headers" "allow-methods" "expose-headers"
     "cors-max-age" "no-list" "no-shares" "default-kernel" "cull-idle-timeout" "cull-interval"
     "cull-connected" "cull-busy" "cull-max-age" "cull-warning" "max-kernels" "max-kernels-per-user"
-    "user-starts-per-minute" "user-requests-per-minute" "user-connections-per-minute" "client-envs"
+    "user-starts-per-minute" "user-requests-per-minute" "user-connections-per-minute" "client-envs" "kernelspecs"
+    "authorized-users" "unauthorized-users"
     "log-retention" "group-roles" "log"
    | toJson }}
 {{- end -}}

@@ -83,6 +83,25 @@ pub(super) struct Flags {
     /// The path prefix of all addresses
     #[arg(long, env = "KERNELMUX_BASE_URL", default_value = "/", value_name = "PATH")]
     pub(super) base_url: BaseUrl,
+    /// The only kernelspecs that are shown and may be started, separated by commas [default: all]
+    #[arg(long, env = "KERNELMUX_KERNELSPECS", value_name = "NAMES", value_delimiter = ',')]
+    pub(super) kernelspecs: Vec<String>,
+    /// The only users for whom kernels may be started, separated by commas, unless a kernelspec names its own [default: all]
+    #[arg(
+        long,
+        env = "KERNELMUX_AUTHORIZED_USERS",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    pub(super) authorized_users: Vec<String>,
+    /// Users for whom no kernels may be started, separated by commas
+    #[arg(
+        long,
+        env = "KERNELMUX_UNAUTHORIZED_USERS",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    pub(super) unauthorized_users: Vec<String>,
     /// The kernelspec of starts that name none [default: python3, else the first Python kernel, else the first]
     #[arg(long, env = "KERNELMUX_DEFAULT_KERNEL", value_name = "NAME")]
     pub(super) default_kernel: Option<String>,

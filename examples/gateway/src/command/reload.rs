@@ -18,7 +18,7 @@ use super::run::{gateway_options, manager_options};
 use super::settings::{self, Request, Settings};
 
 /// The settings that take effect without a restart, and `groups`.
-const RELOADED: [&str; 26] = [
+const RELOADED: [&str; 29] = [
     "token",
     "token-file",
     "allow-origin",
@@ -30,6 +30,9 @@ const RELOADED: [&str; 26] = [
     "no-list",
     "no-shares",
     "default-kernel",
+    "kernelspecs",
+    "authorized-users",
+    "unauthorized-users",
     "cull-idle-timeout",
     "cull-interval",
     "cull-connected",

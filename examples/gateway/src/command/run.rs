@@ -293,6 +293,12 @@ pub(super) fn manager_options(settings: &Settings, options: &mut ManagerOptions)
         .collect();
 }
 
+/// The names in a list, without spaces around them.
+fn trimmed(names: &[String]) -> Vec<String> {
+    let names = names.iter().map(|name| name.trim().to_owned());
+    names.filter(|name| !name.is_empty()).collect()
+}
+
 fn audit_log(path: &Path, flags: &Flags) -> Result<AuditLog> {
     let options = AuditOptions::new(path)
         .with_max_bytes(flags.audit_log_max_mib << 20)
@@ -408,7 +414,10 @@ pub(super) fn gateway_options(settings: &Settings, options: &mut GatewayOptions)
     options.list_kernels = !flags.no_list;
     options.allow_shares = !flags.no_shares;
     options.local_hosts_only = is_open && flags.ip.is_loopback();
-    options.client_envs = flags.client_envs.iter().map(|name| name.trim().to_owned()).collect();
+    options.client_envs = trimmed(&flags.client_envs);
+    options.authorized_users = trimmed(&flags.authorized_users);
+    options.unauthorized_users = trimmed(&flags.unauthorized_users);
+    options.kernelspecs = trimmed(&flags.kernelspecs);
     options.default_owner = user_name();
     // Pods do not have this machine's directories.
     options.root_dir = match flags.kubernetes.kubernetes_namespace {

@@ -56,7 +56,7 @@ pub(super) const APP: &[Row] = &[
     row(&["answer_yes"], &[], Nothing, "no counterpart: the program asks no questions"),
     row(&["auth_token"], &["EG_AUTH_TOKEN"], Key("token"), "or, not to show it in the list of processes, `--token-file` or `KERNELMUX_TOKEN`. Without a token, the gateway generates one and prints it; `--no-auth` disables authentication"),
     row(&["authorized_origin"], &["EG_AUTHORIZED_ORIGIN"], Nothing, "no counterpart: [certificates](tls.md#certificates-of-clients) authenticate clients, not their host names"),
-    row(&["authorized_users"], &["EG_AUTHORIZED_USERS"], Nothing, "per kernelspec only: `authorized_users` in its `metadata.process_proxy.config`"),
+    row(&["authorized_users"], &["EG_AUTHORIZED_USERS"], Key("authorized-users"), ""),
     row(&["authorizer_class"], &["EG_AUTHORIZER_CLASS"], Nothing, "no counterpart: [roles](users.md) decide what users may do. For other rules, embed the crate `kernelmux-gateway` and wrap its router"),
     row(&["availability_mode"], &["EG_AVAILABILITY_MODE"], Nothing, "no counterpart: a restarted gateway always finds its kernels, as with `standalone`. Replicas cannot share kernels, because only one gateway at a time uses the log"),
     row(&["base_url"], &["EG_BASE_URL"], Key("base-url"), ""),
@@ -94,7 +94,7 @@ pub(super) const APP: &[Row] = &[
     row(&["show_config", "show_config_json"], &[], Nothing, "`kernelmux-gateway config show`"),
     row(&["ssl_version"], &["EG_SSL_VERSION"], Nothing, "`--tls-min-version`, whose values are others: `1.2` or `1.3`"),
     row(&["trust_xheaders"], &["EG_TRUST_XHEADERS"], Nothing, "no counterpart: the gateway uses clients' addresses only to count wrong tokens"),
-    row(&["unauthorized_users"], &["EG_UNAUTHORIZED_USERS"], Nothing, "per kernelspec only: `unauthorized_users` in its `metadata.process_proxy.config`"),
+    row(&["unauthorized_users"], &["EG_UNAUTHORIZED_USERS"], Key("unauthorized-users"), "not replaced by those of a kernelspec"),
     row(&["ws_ping_interval"], &["EG_WS_PING_INTERVAL_SECS"], Nothing, "no counterpart: the gateway also pings after data, because the answer shows which messages have arrived"),
     row(&["yarn_endpoint"], &["EG_YARN_ENDPOINT"], Nothing, "no counterpart: there is no provider for YARN"),
     row(&["yarn_endpoint_security_enabled"], &["EG_YARN_ENDPOINT_SECURITY_ENABLED"], Nothing, "no counterpart: there is no provider for YARN"),
@@ -121,7 +121,7 @@ pub(super) const OTHER_CLASSES: &[Row] = &[
     row(&["RemoteMappingKernelManager.kernel_manager_class"], &[], Nothing, "no counterpart as a setting"),
     row(&["RemoteMappingKernelManager.root_dir"], &[], Nothing, "the directory in which the gateway is started"),
     row(&["RemoteMappingKernelManager.shared_context"], &[], Nothing, "no counterpart: there is no ZeroMQ library"),
-    row(&["KernelSpecManager.whitelist", "KernelSpecManager.allowed_kernelspecs"], &["EG_ALLOWED_KERNELS", "EG_KERNEL_WHITELIST"], Nothing, "no counterpart: install only the kernelspecs that are wanted; `JUPYTER_PATH` lists their folders"),
+    row(&["KernelSpecManager.whitelist", "KernelSpecManager.allowed_kernelspecs"], &["EG_ALLOWED_KERNELS", "EG_KERNEL_WHITELIST"], Key("kernelspecs"), ""),
 ];
 
 /// The variables that belong to no trait.
