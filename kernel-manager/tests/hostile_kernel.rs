@@ -305,6 +305,7 @@ async fn check_skipped(options: ManagerOptions, bytes: usize, reason: &str) {
     };
     assert_eq!((&**before, &**after), ("before", "after"));
     assert!(notice.contains(reason), "{notice}");
+    assert_eq!(manager.refused_messages().skipped, 1);
     soon(manager.close(AtClose::EndKernels)).await.unwrap();
 }
 

@@ -125,5 +125,5 @@ pub use kube;
 pub use options::{K8sOptions, Reach};
 pub use policy::Policy;
 pub use provider::K8sProvider;
-pub use rights::{MissingRight, missing_rights, time};
+pub use rights::{MissingRight, cluster_time, missing_rights};
 pub use user_overrides::Input;

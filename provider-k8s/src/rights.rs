@@ -74,7 +74,7 @@ pub async fn missing_rights(client: Client, namespace: &str) -> Result<Vec<Missi
 ///
 /// # Errors
 /// [`ProviderError`] if the cluster does not answer.
-pub async fn time(client: Client) -> Result<Option<DateTime<Utc>>, ProviderError> {
+pub async fn cluster_time(client: Client) -> Result<Option<DateTime<Utc>>, ProviderError> {
     let failed = |error| ProviderError::failed("ask the cluster for its time", error);
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = Uri::from_static("/version");

@@ -60,7 +60,7 @@ async fn missing_rights_are_named() {
     let Some(ns) = TestNamespace::new().await else { return };
     // The documented rights are those that the provider uses.
     assert_eq!(missing_rights(ns.limited.clone(), &ns.name).await.unwrap(), []);
-    assert!(provider_k8s::time(ns.limited.clone()).await.unwrap().is_some());
+    assert!(provider_k8s::cluster_time(ns.limited.clone()).await.unwrap().is_some());
     let missing = missing_rights(ns.limited.clone(), "default").await.unwrap();
     let missing: Vec<_> = missing
         .iter()

@@ -81,7 +81,7 @@ def test_what_must_end_ends_and_everything_else_goes_on(
         assert run.status_code == 202, run.text
     streams = {name: Stream(gateway, kernel_id, tokens[name]) for name, kernel_id in kernels.items()}
 
-    # The shared token is rotated: what was opened with it ends, and the users' streams go on.
+    # The shared token is rotated: streams that were opened with it end, and the users' streams go on.
     rotated = time.monotonic()
     token_file.write_text("second-token")
     streams["shared"].ends_within(rotated)

@@ -71,6 +71,7 @@ def test_dashboard_and_alerts_use_metrics_that_exist(start_gateway: Callable[...
     assert gateway.rest("POST", "api/kernels", json={"name": "python3"}).status_code == 403
     text = gateway.rest("GET", "metrics").text
     existing = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    assert 'kernelmux_agent_links{connected="true"} 1' in text
     folder = REPO / "deploy" / "monitoring"
     dashboard = json.loads((folder / "grafana-dashboard.json").read_text())
     used = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]

@@ -53,8 +53,8 @@ impl KernelUser {
     }
 }
 
-/// Whether the kernelspec and the options allow this user, who is in these groups. A kernelspec that authorizes users
-/// replaces those that the options authorize. Names are compared exactly.
+/// Whether this user, who is in these groups, may use the kernelspec: by its own rules, and by the options. If the
+/// kernelspec authorizes users, those that the options authorize do not count. Names are compared exactly.
 fn allows(options: &GatewayOptions, spec: &InstalledKernelspec, user: &str, groups: &[String]) -> bool {
     let is_in = |names: &[String]| names.iter().any(|name| name == user);
     if is_in(&options.unauthorized_users) {

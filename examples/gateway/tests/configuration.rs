@@ -407,8 +407,8 @@ fn a_token_from_a_pipe_survives_a_reload() {
     gateway.until("/api/kernels", "piped", 403);
 }
 
-/// An issuer of tokens whose clock is wrong. Returns its address.
-fn slow_issuer() -> String {
+/// Serves an issuer of tokens whose clock is wrong, and returns its address.
+fn issuer_with_a_wrong_clock() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let issuer = format!("http://{}", listener.local_addr().unwrap());
     let body = format!(r#"{{"issuer": "{issuer}", "jwks_uri": "{issuer}/keys", "keys": []}}"#);
@@ -435,7 +435,7 @@ fn slow_issuer() -> String {
 #[test]
 fn the_doctor_asks_the_issuer_and_looks_for_users() {
     let dir = tempfile::tempdir().unwrap();
-    let issuer = slow_issuer();
+    let issuer = issuer_with_a_wrong_clock();
     for (issuer, expected) in [
         (
             &*issuer,

@@ -112,27 +112,13 @@ async fn requests_that_are_too_slow_time_out() {
     assert!(served.manager.list().is_empty());
 }
 
-/// Opens the WebSocket of a kernel.
-async fn websocket(served: &Served, kernel: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(served.address).await.unwrap();
-    let request = format!(
-        "GET /api/kernels/{kernel}/channels?token={TOKEN} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
-         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await.unwrap();
-    assert_eq!(head, *b"HTTP/1.1 101");
-    stream
-}
-
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_until_one_is_closed() {
     let served = Served::with(|options| options.max_connections = 2, |_| {}).await;
     let kernel = served.manager.start(StartRequest::new("echo")).await.unwrap();
     let kernel = kernel.id().to_string();
-    let first = websocket(&served, &kernel).await;
-    let second = websocket(&served, &kernel).await;
+    let first = served.websocket(&kernel).await;
+    let second = served.websocket(&kernel).await;
     let mut third = TcpStream::connect(served.address).await.unwrap();
     third
         .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

@@ -6,6 +6,7 @@
 mod program;
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use axum::Router;
@@ -26,6 +27,28 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const TOKEN: &str = "a-token-of-the-test";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
+
+const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+
+/// Starts a gateway that sends its spans to this collector at once. Returns its address, too.
+fn start(dir: &Path, collector: &str) -> (Running, String) {
+    let mut command = gateway(dir, &["--port", "0", "--token", TOKEN, "--otlp-endpoint", collector]);
+    command.env("OTEL_BSP_SCHEDULE_DELAY", "10");
+    let running = Running::of(command);
+    let (_, url) = running.lines[0].split_once("http://").unwrap();
+    let (address, _) = url.split_once('/').unwrap();
+    let address = address.to_owned();
+    (running, address)
+}
+
+/// Sends a request and returns the answer.
+async fn exchange(address: &str, request: &str) -> String {
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    answer
+}
 
 async fn collect(State(spans): State<UnboundedSender<Span>>, body: Bytes) {
     assert!(!String::from_utf8_lossy(&body).contains(TOKEN));
@@ -65,27 +88,12 @@ async fn requests_and_starts_are_traced_under_the_clients_trace() {
     let router = Router::new().route("/v1/traces", post(collect)).with_state(spans);
     tokio::spawn(async move { axum::serve(listener, router).await });
 
-    let mut command = gateway(
-        dir.path(),
-        &["--port", "0", "--token", TOKEN, "--otlp-endpoint", &collector],
-    );
-    command.env("OTEL_BSP_SCHEDULE_DELAY", "10");
-    let mut running = Running::of(command);
-    let address = running.lines[0]
-        .split("http://")
-        .nth(1)
-        .unwrap()
-        .split('/')
-        .next()
-        .unwrap();
-    let mut client = TcpStream::connect(address).await.unwrap();
+    let (mut running, address) = start(dir.path(), &collector);
     let request = format!(
         "POST /api/kernels?token={TOKEN} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Request-Id: of-the-test\r\n\
          traceparent: 00-{TRACE}-{PARENT}-01\r\nContent-Length: 16\r\n\r\n{{\"name\": \"ends\"}}"
     );
-    client.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).await.unwrap();
+    let answer = exchange(&address, &request).await;
     assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
 
     let mut next = async || {
@@ -116,12 +124,7 @@ async fn requests_and_starts_are_traced_under_the_clients_trace() {
     assert_eq!(phases, ["scheduled", "starting", "failed"]);
 
     // The last spans are sent at the end, and the log does not show spans.
-    let mut client = TcpStream::connect(address).await.unwrap();
-    client
-        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .await
-        .unwrap();
-    client.read_to_string(&mut answer).await.unwrap();
+    exchange(&address, HEALTH).await;
     let log = tokio::task::spawn_blocking(move || running.interrupt()).await.unwrap();
     assert_eq!(next().await.name, "GET /healthz");
     assert!(log.contains("of-the-test") && !log.contains("otel"), "{log}");
@@ -130,24 +133,9 @@ async fn requests_and_starts_are_traced_under_the_clients_trace() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_gone_stops_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = gateway(dir.path(), &["--port", "0", "--otlp-endpoint", "http://127.0.0.1:1"]);
-    command.env("OTEL_BSP_SCHEDULE_DELAY", "10");
-    let mut running = Running::of(command);
-    let address = running.lines[0]
-        .split("http://")
-        .nth(1)
-        .unwrap()
-        .split('/')
-        .next()
-        .unwrap();
+    let (mut running, address) = start(dir.path(), "http://127.0.0.1:1");
     for _ in 0..3 {
-        let mut client = TcpStream::connect(address).await.unwrap();
-        client
-            .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            .await
-            .unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
+        let answer = exchange(&address, HEALTH).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
     let log = tokio::task::spawn_blocking(move || running.interrupt()).await.unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Served, TOKEN};
+use common::Served;
 use futures::FutureExt;
 use kernel_manager::Kernel;
 use serde_json::json;
@@ -19,24 +19,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 /// Connects to a new kernel and returns the stream after the handshake.
 async fn connect(served: &Served) -> TcpStream {
     let kernel = served.start_kernel(json!({"name": "echo"})).await;
-    connect_to(served, kernel["id"].as_str().unwrap()).await
-}
-
-/// Connects to the kernel and returns the stream after the handshake.
-async fn connect_to(served: &Served, kernel: &str) -> TcpStream {
-    let path = format!("/api/kernels/{kernel}/channels?token={TOKEN}");
-    let mut stream = TcpStream::connect(served.address).await.unwrap();
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
-    stream
+    served.websocket(kernel["id"].as_str().unwrap()).await
 }
 
 /// Reads frames up to the first Close and returns its code and reason.
@@ -108,7 +91,7 @@ async fn unfinished_messages_take_room_until_their_client_disconnects() {
     let unfinished = [&[0x82, 0xff][..], &(60_u64 << 20).to_be_bytes(), &[0; 4]].concat();
     let fragment = [&[0x02, 0xfe][..], &60_000_u16.to_be_bytes(), &[0; 4], &[0; 60_000]].concat();
     for pieces in [unfinished, fragment] {
-        let mut client = connect_to(&served, id).await;
+        let mut client = served.websocket(id).await;
         client.write_all(&pieces).await.unwrap();
         wait_for_room(&kernel, false).await;
         drop(client);
@@ -116,7 +99,7 @@ async fn unfinished_messages_take_room_until_their_client_disconnects() {
     }
 
     // The size limit also applies to the sum of a message's fragments.
-    let mut client = connect_to(&served, id).await;
+    let mut client = served.websocket(id).await;
     let head = [&[0xff][..], &(16_u64 << 20).to_be_bytes(), &[0; 4]].concat();
     for opcode in [0x02, 0, 0, 0] {
         client.write_u8(opcode).await.unwrap();

@@ -295,7 +295,7 @@ fn check_cluster(namespace: &str, report: &mut Report) {
         let client = provider_k8s::client(config).map_err(|error| error.to_string())?;
         let failed = |error: ProviderError| error.to_string();
         let missing = missing_rights(client.clone(), namespace).await.map_err(failed)?;
-        Ok((missing, provider_k8s::time(client).await.map_err(failed)?))
+        Ok::<_, String>((missing, provider_k8s::cluster_time(client).await.map_err(failed)?))
     };
     let answer = match blocking(async { timeout(CLUSTER_DEADLINE, asking).await }) {
         Ok(answer) => answer,
@@ -304,15 +304,15 @@ fn check_cluster(namespace: &str, report: &mut Report) {
     if let Ok(Ok((_, Some(theirs)))) = &answer {
         compare_clock("the cluster", *theirs, report);
     }
-    match answer.map(|answer: Result<_, String>| answer.map(|(missing, _)| missing)) {
-        Ok(Ok(missing)) if missing.is_empty() => {
+    match answer {
+        Ok(Ok((missing, _))) if missing.is_empty() => {
             report.add(
                 Verdict::Good,
                 "cluster",
                 &format!("the namespace {namespace} grants all rights"),
             );
         }
-        Ok(Ok(missing)) => {
+        Ok(Ok((missing, _))) => {
             for right in missing {
                 let what = format!(
                     "the right to {} {} in the namespace {namespace} is missing; grant it with a Role, such as that of \

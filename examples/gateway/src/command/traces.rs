@@ -67,7 +67,7 @@ impl Traces {
             .boxed()
     }
 
-    /// Sends what is left. Blocks for at most [`TIMEOUT`], while the runtime must still run.
+    /// Sends the remaining spans. Blocks for at most [`TIMEOUT`]. The runtime must still be running.
     pub(super) fn shut_down(&self) {
         if let Err(error) = self.0.shutdown_with_timeout(TIMEOUT) {
             tracing::warn!(%error, "the last traces were not sent");

@@ -285,6 +285,23 @@ impl Served {
         answer.json()
     }
 
+    /// Opens the WebSocket of a kernel, and returns the stream after the handshake.
+    pub async fn websocket(&self, kernel: &str) -> TcpStream {
+        let path = format!("/api/kernels/{kernel}/channels?token={TOKEN}");
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+        stream
+    }
+
     /// Sends these bytes over a new connection, and returns everything received until it is closed.
     pub async fn send_raw(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
